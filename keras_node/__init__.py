@@ -1,0 +1,9 @@
+"""Neural ordinary differential equations as a Keras layer."""
+
+from keras_node import adjoints
+from keras_node import solvers
+from keras_node.interfaces import SolverError
+from keras_node.ode_block import ODEBlock
+
+__all__ = ["ODEBlock", "SolverError", "adjoints", "solvers"]
+__version__ = "0.1.0"

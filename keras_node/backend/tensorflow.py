@@ -1,0 +1,68 @@
+"""Derivatives in TensorFlow: eager, in graphs and under XLA."""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+from keras import tree
+
+
+def vjp(f: Callable, args: tuple, cotangent: Any) -> tuple[Any, tuple]:
+    """Evaluates `f(*args)` and pulls `cotangent` back to `args`."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(tree.flatten(args))
+        out = f(*args)
+    gradients = tape.gradient(
+        tree.flatten(out),
+        tree.flatten(args),
+        output_gradients=tree.flatten(cotangent),
+        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+    )
+    return out, tree.pack_sequence_as(args, gradients)
+
+
+def custom_vjp(forward: Callable, backward: Callable) -> Callable:
+    """Gives a function its own gradient.
+
+    Args:
+        forward: `forward(args, constants) -> (outputs, residuals)`.
+        backward: `backward(residuals, cotangent) -> cotangents of args`, with
+            `cotangent` of the structure of `outputs`.
+
+    Returns:
+        `function(args, constants) -> outputs`, where `args` and `constants`
+        are structures of tensors; no gradient flows to `constants`.
+    """
+
+    def function(args, constants):
+        # Only tensors may enter: `tf.custom_gradient` refuses a function that
+        # reads a variable, here or in the graph behind a captured tensor.
+        inputs = [
+            tf.convert_to_tensor(x) for x in tree.flatten((args, constants))
+        ]
+        structure = None
+
+        @tf.custom_gradient
+        def run(*inputs):
+            nonlocal structure
+            outputs, residuals = forward(
+                *tree.pack_sequence_as((args, constants), list(inputs))
+            )
+            structure = outputs
+
+            def gradient(*cotangent):
+                cotangent = tree.pack_sequence_as(outputs, list(cotangent))
+                adj_args = tree.flatten(backward(residuals, cotangent))
+                return adj_args + [None] * (len(inputs) - len(adj_args))
+
+            return tree.flatten(outputs), gradient
+
+        flat = run(*inputs)
+        return tree.pack_sequence_as(structure, flat)
+
+    return function
+
+
+def is_concrete(x: Any) -> bool:
+    """Whether `x` holds a value, as outside `tf.function`."""
+    return tf.is_tensor(x) and hasattr(x, "numpy")

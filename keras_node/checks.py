@@ -1,0 +1,94 @@
+"""Checks of arguments. Each `ValueError` says what is allowed and received."""
+
+import math
+import numbers
+from typing import Any
+
+import keras
+
+
+def positive_float(name: str, value: Any) -> float:
+    if (
+        isinstance(value, numbers.Real)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and value > 0
+    ):
+        return float(value)
+    raise ValueError(
+        f"`{name}` must be a positive, finite number. "
+        f"Received: {name}={value!r}"
+    )
+
+
+def positive_int(name: str, value: Any) -> int:
+    if (
+        isinstance(value, numbers.Integral)
+        and not isinstance(value, bool)
+        and value > 0
+    ):
+        return int(value)
+    raise ValueError(
+        f"`{name}` must be a positive integer. Received: {name}={value!r}"
+    )
+
+
+def time_span(name: str, value: Any) -> tuple[float, float]:
+    try:
+        t0, t1 = (float(t) for t in value)
+        valid = math.isfinite(t0) and math.isfinite(t1) and t0 != t1
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise ValueError(
+            f"`{name}` must be a pair of two different, finite numbers "
+            f"`(t0, t1)`. Received: {name}={value!r}"
+        )
+    return t0, t1
+
+
+def network(name: str, value: Any) -> keras.layers.Layer:
+    """A layer as it is, or a non-empty list of layers as a `Sequential`."""
+    layers = value if isinstance(value, (list, tuple)) else [value]
+    if layers and all(isinstance(x, keras.layers.Layer) for x in layers):
+        return value if layers[0] is value else keras.Sequential(layers)
+    raise ValueError(
+        f"`{name}` must be a Keras layer, a model or a list of layers. "
+        f"Received: {name}={value!r}"
+    )
+
+
+def lookup(
+    name: str, identifier: Any, known: dict, base: type, **kwargs: Any
+) -> Any:
+    """Finds the object that an argument means: by name, config or itself.
+
+    Args:
+        name: The name of the argument.
+        identifier: What was received: a key of `known`, the config of a
+            registered class, or an instance of `base`.
+        known: The classes by their names.
+        base: The class that the result must be of.
+        **kwargs: Arguments for a class given by its name.
+
+    Returns:
+        An instance of `base`.
+    """
+    if isinstance(identifier, str) and identifier in known:
+        return known[identifier](**kwargs)
+    found = identifier
+    if isinstance(identifier, dict):
+        found = keras.saving.deserialize_keras_object(identifier)
+    if not isinstance(found, base):
+        names = f"one of {sorted(known)} or " if known else ""
+        raise ValueError(
+            f"`{name}` must be {names}a `{base.__name__}` object. "
+            f"Received: {name}={identifier!r}"
+        )
+    if kwargs:
+        raise ValueError(
+            f"{', '.join(f'`{key}`' for key in kwargs)} can be given only with "
+            f"a `{name}` given by its name; set them on the object. "
+            f"Received: {name}={identifier!r}, {kwargs}"
+        )
+    return found

@@ -1,0 +1,174 @@
+"""The layer: arguments, build, call, config."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_node import adjoints
+from keras_node import checks
+from keras_node import solvers
+from keras_node.interfaces import Adjoint
+from keras_node.interfaces import Solution
+from keras_node.interfaces import Solver
+from keras_node.vector_field import VectorField
+
+
+@keras.saving.register_keras_serializable(package="keras_node")
+class ODEBlock(keras.layers.Layer):
+    """Integrates a network as the right-hand side of a differential equation.
+
+    Returns `y(t1)`, where `dy/dt = dynamics(y)` and `y(t0) = inputs`.
+
+    The step size is shared by the batch: it is chosen so that the error of the
+    whole batch is within the tolerances.
+
+    A solve that does not reach `t1` (a NaN in the input, dynamics that blow
+    up, too many steps) never returns a partial result: in compiled code
+    (`fit`, `evaluate`, `predict`) the output is NaN, in an eager call
+    `keras_node.SolverError` says what happened.
+
+    Args:
+        dynamics: A Keras layer or model whose output has the shape of its
+            input, or a list of layers, which becomes a `keras.Sequential`. To
+            share its weights between two places of a model, call one
+            `ODEBlock` twice; Keras cannot load a model in which two blocks
+            hold one network.
+        t_span: Pair of floats `(t0, t1)`; `t1 < t0` integrates backwards.
+            Defaults to `(0.0, 1.0)`.
+        solver: A `keras_node.solvers.Solver` or its name. Defaults to
+            `"dormand_prince"`.
+        adjoint: A `keras_node.adjoints.Adjoint` or its name; how gradients are
+            computed. Defaults to `"backsolve"`.
+        rtol: Float, relative tolerance per step for a solver given by its
+            name, or `None` for that solver's default. Defaults to `None`.
+        atol: Float, absolute tolerance per step for a solver given by its
+            name, or `None` for that solver's default. Defaults to `None`.
+        **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Float tensor of shape `(batch, ...)`, the state at `t0`.
+        training: Boolean, passed on to `dynamics`. What is random in it
+            (dropout) is drawn once per call, and its non-trainable state
+            (moving statistics) is updated once per call, from `inputs`.
+
+    Input shape:
+        `(batch, ...)`.
+
+    Output shape:
+        Same as the input shape.
+
+    Raises:
+        ValueError: If an argument is not as described, `dynamics` changes the
+            shape of its input, or `inputs` are integers.
+        keras_node.SolverError: If a solve fails in an eager call.
+
+    Example:
+    >>> block = keras_node.ODEBlock(
+    ...     [keras.layers.Dense(16, "tanh"), keras.layers.Dense(4)]
+    ... )
+    >>> block(np.ones((8, 4))).shape
+    TensorShape([8, 4])
+
+    Reference:
+        - [Chen et al., 2018](https://arxiv.org/abs/1806.07366)
+    """
+
+    def __init__(
+        self,
+        dynamics: keras.layers.Layer | list,
+        t_span: tuple[float, float] = (0.0, 1.0),
+        solver: str | Solver = "dormand_prince",
+        adjoint: str | Adjoint = "backsolve",
+        rtol: float | None = None,
+        atol: float | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.dynamics = checks.network("dynamics", dynamics)
+        self.t_span = checks.time_span("t_span", t_span)
+        tolerances = {"rtol": rtol, "atol": atol}
+        given = {k: v for k, v in tolerances.items() if v is not None}
+        self.solver = solvers.get(solver, **given)
+        self.adjoint = adjoints.get(adjoint)
+
+    def build(self, input_shape: tuple) -> None:
+        state = keras.KerasTensor(input_shape, dtype=self.compute_dtype)
+        # A symbolic call builds every kind of layer; `dynamics.build` would
+        # miss subclasses without a `build` of their own.
+        slope = self.dynamics(state)
+        shape = getattr(slope, "shape", None)
+        if shape is None or tuple(shape) != tuple(input_shape):
+            raise ValueError(
+                "`dynamics` must return one tensor of the shape of its input. "
+                f"Received: input shape {tuple(input_shape)}, output shape "
+                f"{shape if shape is None else tuple(shape)}"
+            )
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        solution = self.solve(inputs, training=training)
+        solution.check()
+        return ops.cast(solution.y1, self.compute_dtype)
+
+    def solve(self, inputs: Any, training: bool | None = None) -> Solution:
+        """Integrates `inputs` and returns all that is known of the solve.
+
+        Args:
+            inputs: Float tensor of shape `(batch, ...)`, the state at `t0`.
+            training: Boolean, passed on to `dynamics`.
+
+        Returns:
+            A `keras_node.interfaces.Solution`: the final state `y1` and the
+            counters `num_evals`, `num_steps`, `num_accepted`, and `success`.
+            It does not raise when the solve has failed.
+        """
+        y0 = ops.convert_to_tensor(inputs)
+        _check_float(y0)
+        if not self.built:
+            self.build(y0.shape)
+        # Half precision cannot hold a time step.
+        half = keras.backend.standardize_dtype(self.compute_dtype) in (
+            "float16",
+            "bfloat16",
+        )
+        y0 = ops.cast(y0, "float32" if half else self.compute_dtype)
+        field = VectorField(self.dynamics, bool(training))
+        params, frozen = field.params, field.frozen
+        field.advance(self.t_span[0], y0)
+        return self.adjoint.integrate(
+            self.solver, field, *self.t_span, y0, params, frozen
+        )
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        return input_shape
+
+    def compute_output_spec(self, inputs: Any, **kwargs: Any) -> Any:
+        _check_float(inputs)
+        return super().compute_output_spec(inputs, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "dynamics": serialize(self.dynamics),
+            "t_span": list(self.t_span),
+            "solver": serialize(self.solver),
+            "adjoint": serialize(self.adjoint),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "ODEBlock":
+        config = dict(config)
+        config["dynamics"] = keras.saving.deserialize_keras_object(
+            config["dynamics"]
+        )
+        return cls(**config)
+
+
+def _check_float(inputs: Any) -> None:
+    dtype = keras.backend.standardize_dtype(inputs.dtype)
+    if not keras.backend.is_float_dtype(dtype):
+        raise ValueError(
+            "`inputs` must be a tensor of floats: cast it before the block. "
+            f"Received: dtype {dtype}"
+        )

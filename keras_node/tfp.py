@@ -1,0 +1,184 @@
+"""The Dormand-Prince solver of TensorFlow Probability, kept from hanging.
+
+Left alone, `tfp.math.ode.DormandPrince` retries a NaN step for ever, drops its
+step limit under XLA, starts every solve with a step of 1e-3, and steps past
+the end of the interval. The subclass here cures that from the outside: TFP
+still takes every step, judges it and chooses the next.
+
+This is the only module that imports TensorFlow Probability. It is imported
+when the solver is first used.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
+
+import tensorflow as tf
+from keras import tree
+
+from keras_node.interfaces import Solution
+from keras_node.interfaces import Solver
+from keras_node.interfaces import Status
+from keras_node.step_size import initial_step
+
+# On import, tf_keras tells of its own deprecated names.
+_logger = logging.getLogger("tensorflow")
+_level = _logger.level
+_logger.setLevel(logging.ERROR)
+try:
+    from tensorflow_probability.python.math import ode
+    from tensorflow_probability.python.math.ode import dormand_prince
+finally:
+    _logger.setLevel(_level)
+
+_STEP_EVALS = ode.DormandPrince.ODE_FN_EVALS_PER_STEP
+_TfpState = dormand_prince._RungeKuttaSolverInternalState
+
+
+class _State(NamedTuple):
+    """TFP's solver state, by its own names, and two counters."""
+
+    current_state: Any
+    current_derivative: Any
+    last_step_start: Any  # once the solve has failed: the time reached
+    current_time: Any  # infinite once the solve is over: TFP's loops end
+    step_size: Any
+    interpolating_coefficients: Any
+    num_accepted: Any
+    status: Any  # a `Status`; while the solve goes on, SUCCESS
+
+    def tfp(self) -> tuple:
+        return _TfpState(*self[: len(_TfpState._fields)])
+
+
+class _GuardedDormandPrince(ode.DormandPrince):
+    """`tfp.math.ode.DormandPrince` from time 0 to `span`, in bounded time."""
+
+    def __init__(self, span, max_steps, first_step, rtol, atol):
+        super().__init__(rtol=rtol, atol=atol)
+        self._span = span
+        self._max_steps = max_steps
+        self._first_step = first_step
+
+    def _initialize_solver_internal_state(
+        self, ode_fn, initial_time, initial_state
+    ):
+        state = super()._initialize_solver_internal_state(
+            ode_fn, initial_time, initial_state
+        )
+        y0, f0 = state.current_state, state.current_derivative
+        dt = self._first_step
+        if dt is None:
+            dt = initial_step(
+                ode_fn, y0, f0, self._span, self.ORDER, self._rtol, self._atol
+            )
+        dt = tf.minimum(tf.cast(dt, self._span.dtype), self._span)
+        # No step can be short enough to step off a pole.
+        broken = tf.logical_not(_all_finite((y0, f0)))
+        status = tf.where(broken, Status.NON_FINITE, Status.SUCCESS)
+        state = _State(*state._replace(step_size=dt), 0, status)
+        return _end_if(broken, state)
+
+    def _step(self, solver_state, diagnostics, **kwargs):
+        state = solver_state
+        t = state.current_time
+        lands = t + state.step_size >= self._span
+        dt = tf.where(lands, self._span - t, state.step_size)
+        tried, diagnostics = super()._step(
+            state.tfp()._replace(step_size=dt), diagnostics, **kwargs
+        )
+        accepted = tried.current_time > t
+        # TFP's next step is NaN after an error that is NaN.
+        non_finite = tf.logical_not(tf.math.is_finite(tried.step_size))
+        dt = tf.where(non_finite, self._min_step_size_factor * dt, dt)
+        dt = tf.where(non_finite, dt, tried.step_size)
+
+        finished = tf.logical_and(accepted, lands)
+        stuck = tried.current_time + dt <= tried.current_time
+        num_steps = diagnostics.num_ode_fn_evaluations // _STEP_EVALS
+        status = tf.where(
+            finished,
+            Status.SUCCESS,
+            tf.where(
+                stuck,
+                tf.where(non_finite, Status.NON_FINITE, Status.STEP_UNDERFLOW),
+                tf.where(
+                    num_steps >= self._max_steps,
+                    Status.STEP_LIMIT,
+                    Status.SUCCESS,
+                ),
+            ),
+        )
+        # TFP's loops run while `current_time <= span`.
+        past = tf.math.nextafter(self._span, tf.cast(2.0, t.dtype) * self._span)
+        tried = tried._replace(
+            current_time=tf.where(finished, past, tried.current_time),
+            step_size=dt,
+        )
+        num_accepted = state.num_accepted + tf.cast(accepted, tf.int32)
+        state = _State(*tried, num_accepted, status)
+        return _end_if(status != Status.SUCCESS, state), diagnostics
+
+
+def _all_finite(structure: Any) -> Any:
+    leaves = tree.flatten(structure)
+    return tf.reduce_all(
+        [tf.reduce_all(tf.math.is_finite(leaf)) for leaf in leaves]
+    )
+
+
+def _end_if(failed: Any, state: _State) -> _State:
+    """Where `failed`: at infinite time, so that TFP's loops end."""
+    t = state.current_time
+    return state._replace(
+        last_step_start=tf.where(failed, t, state.last_step_start),
+        current_time=tf.where(failed, tf.cast(float("inf"), t.dtype), t),
+    )
+
+
+def solve(
+    config: Solver, f: Callable, t0: float, t1: float, y0: Any
+) -> Solution:
+    """Integrates `f` from `t0` to `t1`, as `Solver.solve` says.
+
+    TFP integrates forward in time only, so that it gets the time elapsed,
+    `s = |t - t0|`: what it computes does not depend on where `t0` lies.
+    """
+    dtype = tree.flatten(y0)[0].dtype
+    sign = 1.0 if t1 > t0 else -1.0
+    span = tf.constant(abs(t1 - t0), dtype)
+
+    def time(s):
+        # Rounding in t0 + s must not leave the interval.
+        return tf.clip_by_value(
+            tf.constant(t0, dtype) + sign * s, min(t0, t1), max(t0, t1)
+        )
+
+    def ode_fn(s, y):
+        return tree.map_structure(lambda dy: sign * dy, f(time(s), y))
+
+    solver = _GuardedDormandPrince(
+        span, config.max_steps, config.first_step, config.rtol, config.atol
+    )
+    results = solver.solve(
+        ode_fn, initial_time=0.0, initial_state=y0, solution_times=[span]
+    )
+    state = results.solver_internal_state
+    y1, status = state.current_state, state.status
+    # An overflow in the very last step is not seen by TFP's error estimate.
+    overflow = tf.logical_and(status == Status.SUCCESS, ~_all_finite(y1))
+    status = tf.where(overflow, Status.NON_FINITE, status)
+    success = status == Status.SUCCESS
+    nan = tf.constant(float("nan"), dtype)
+    num_evals = results.diagnostics.num_ode_fn_evaluations
+    return Solution(
+        y1=tree.map_structure(lambda y: tf.where(success, y, nan), y1),
+        t=tf.where(
+            success, tf.constant(t1, dtype), time(state.last_step_start)
+        ),
+        num_evals=num_evals + (2 if config.first_step is None else 1),
+        num_steps=num_evals // _STEP_EVALS,
+        num_accepted=state.num_accepted,
+        status=status,
+    )
