@@ -9,11 +9,14 @@ This is the only module that imports TensorFlow Probability. It is imported
 when the solver is first used.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 from keras import tree
 
@@ -34,6 +37,8 @@ finally:
 
 _STEP_EVALS = ode.DormandPrince.ODE_FN_EVALS_PER_STEP
 _TfpState = dormand_prince._RungeKuttaSolverInternalState
+# `tf.cast` reads a Python float as float32 and a NumPy one as it is.
+_EXACT_TABLEAU = tree.map_structure(np.float64, dormand_prince._TABLEAU)
 
 
 class _State(NamedTuple):
@@ -56,7 +61,7 @@ class _GuardedDormandPrince(ode.DormandPrince):
     """`tfp.math.ode.DormandPrince` from time 0 to `span`, in bounded time."""
 
     def __init__(self, span, max_steps, first_step, rtol, atol):
-        super().__init__(rtol=rtol, atol=atol)
+        super().__init__(rtol=np.float64(rtol), atol=np.float64(atol))
         self._span = span
         self._max_steps = max_steps
         self._first_step = first_step
@@ -85,9 +90,10 @@ class _GuardedDormandPrince(ode.DormandPrince):
         t = state.current_time
         lands = t + state.step_size >= self._span
         dt = tf.where(lands, self._span - t, state.step_size)
-        tried, diagnostics = super()._step(
-            state.tfp()._replace(step_size=dt), diagnostics, **kwargs
-        )
+        with _exact_tableau():
+            tried, diagnostics = super()._step(
+                state.tfp()._replace(step_size=dt), diagnostics, **kwargs
+            )
         accepted = tried.current_time > t
         # TFP's next step is NaN after an error that is NaN.
         non_finite = tf.logical_not(tf.math.is_finite(tried.step_size))
@@ -119,6 +125,16 @@ class _GuardedDormandPrince(ode.DormandPrince):
         num_accepted = state.num_accepted + tf.cast(accepted, tf.int32)
         state = _State(*tried, num_accepted, status)
         return _end_if(status != Status.SUCCESS, state), diagnostics
+
+
+@contextlib.contextmanager
+def _exact_tableau() -> Iterator[None]:
+    rounded = dormand_prince._TABLEAU
+    dormand_prince._TABLEAU = _EXACT_TABLEAU
+    try:
+        yield
+    finally:
+        dormand_prince._TABLEAU = rounded
 
 
 def _all_finite(structure: Any) -> Any:
