@@ -7,13 +7,13 @@ from typing import Any
 import keras
 
 
+def _is_finite(value: Any) -> bool:
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
 def positive_float(name: str, value: Any) -> float:
-    if (
-        isinstance(value, numbers.Real)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and value > 0
-    ):
+    if _is_finite(value) and value > 0:
         return float(value)
     raise ValueError(
         f"`{name}` must be a positive, finite number. "
@@ -35,16 +35,15 @@ def positive_int(name: str, value: Any) -> int:
 
 def time_span(name: str, value: Any) -> tuple[float, float]:
     try:
-        t0, t1 = (float(t) for t in value)
-        valid = math.isfinite(t0) and math.isfinite(t1) and t0 != t1
+        t0, t1 = value
     except (TypeError, ValueError):
-        valid = False
-    if not valid:
-        raise ValueError(
-            f"`{name}` must be a pair of two different, finite numbers "
-            f"`(t0, t1)`. Received: {name}={value!r}"
-        )
-    return t0, t1
+        t0 = t1 = None
+    if _is_finite(t0) and _is_finite(t1) and t0 != t1:
+        return float(t0), float(t1)
+    raise ValueError(
+        f"`{name}` must be a pair of two different, finite numbers "
+        f"`(t0, t1)`. Received: {name}={value!r}"
+    )
 
 
 def network(name: str, value: Any) -> keras.layers.Layer:

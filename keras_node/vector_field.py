@@ -5,6 +5,9 @@ from typing import Any
 import keras
 from keras import ops
 
+# Keras has no public way to read a variable as it is stored.
+from keras.src.backend import AutocastScope
+
 
 class VectorField:
     """The right-hand side `f(t, y, params, frozen)` that a layer defines.
@@ -57,5 +60,7 @@ class VectorField:
 
 
 def _values(variables: list) -> list:
-    # An autocast scope hands out half-precision copies.
-    return [ops.cast(v.value, v.dtype) for v in variables]
+    # Under a mixed policy Keras hands out half-precision copies; the gradients
+    # are integrated in the precision of the weights.
+    with AutocastScope(None):
+        return [v.value for v in variables]

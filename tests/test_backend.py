@@ -1,0 +1,63 @@
+"""The derivatives of the backend against hand-written ones."""
+
+import numpy as np
+import pytest
+from helpers import compilations
+from keras import ops
+
+from keras_node import backend
+
+
+def test_vjp_pulls_back_through_structures():
+    x = ops.convert_to_tensor([[1.0, 2.0]])
+    p = {"w": ops.convert_to_tensor([3.0, 4.0]), "unused": ops.ones((3,))}
+    out, (adj_x, adj_p) = backend.vjp(
+        lambda x, p: {"y": p["w"] * x**2, "z": ops.sum(x)},
+        (x, p),
+        {"y": ops.convert_to_tensor([[1.0, 10.0]]), "z": ops.ones(())},
+    )
+    np.testing.assert_allclose(out["y"], [[3, 16]])
+    np.testing.assert_allclose(adj_x, [[2 * 3 + 1, 10 * 2 * 4 * 2 + 1]])
+    np.testing.assert_allclose(adj_p["w"], [1, 10 * 4])
+    np.testing.assert_array_equal(adj_p["unused"], np.zeros(3))
+
+
+@pytest.mark.parametrize("how", compilations())
+def test_custom_vjp_uses_the_gradient_given(how):
+    def forward(args, constants):
+        x, (y,) = args
+        outputs = {"sum": x + constants["c"] * y, "count": ops.size(x)}
+        return outputs, (x, constants)
+
+    def backward(residuals, cotangent):
+        x, constants = residuals
+        return 100 * cotangent["sum"], (x * constants["c"],)
+
+    function = backend.custom_vjp(forward, backward)
+    constants = {"c": ops.convert_to_tensor(2.0), "seed": ops.arange(3)}
+
+    def run(x, y):
+        return backend.vjp(
+            lambda x, y: function((x, (y,)), constants)["sum"],
+            (x, y),
+            ops.ones_like(x),
+        )
+
+    out, (adj_x, adj_y) = compilations()[how](run)(
+        ops.convert_to_tensor([1.0, 2.0]), ops.convert_to_tensor([5.0, 6.0])
+    )
+    np.testing.assert_allclose(out, [11, 14])
+    np.testing.assert_allclose(adj_x, [100, 100])
+    np.testing.assert_allclose(adj_y, [2, 4])
+
+
+@pytest.mark.parametrize("how", compilations())
+def test_is_concrete_tells_eager_from_traced(how):
+    seen = []
+
+    def run(x):
+        seen.append(backend.is_concrete(x + 1))
+        return x
+
+    compilations()[how](run)(ops.ones(()))
+    assert seen == [how == "eager"]

@@ -1,0 +1,62 @@
+"""What the docstrings say is what the code does."""
+
+import doctest
+import inspect
+import re
+
+import keras
+import numpy as np
+import pytest
+
+import keras_node
+from keras_node import adjoints
+from keras_node import solvers
+
+CLASSES = [keras_node.ODEBlock, *solvers.ALL.values(), *adjoints.ALL.values()]
+
+
+def arguments(cls):
+    """The entries under `Args:`, by name."""
+    doc = inspect.cleandoc(cls.__doc__)
+    section = re.search(r"^Args:\n((?:    .*\n?|\n)+)", doc, re.M).group(1)
+    entries = re.findall(
+        r"^    (\*{0,2}\w+): ((?:.*\n(?:     .*\n)*))", section, re.M
+    )
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_every_argument_and_default_is_documented(cls):
+    documented = arguments(cls)
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    names = [
+        "**kwargs" if p.kind is p.VAR_KEYWORD else p.name for p in parameters
+    ]
+    assert list(documented) == names
+    for parameter in parameters:
+        if parameter.default is parameter.empty:
+            continue
+        text = documented[parameter.name]
+        default = re.search(r"Defaults to `(.+?)`\.$", text)
+        assert default, f"{parameter.name}: {text}"
+        assert eval(default.group(1)) == parameter.default
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_examples_run(cls):
+    names = {"keras": keras, "np": np, "keras_node": keras_node}
+    for test in doctest.DocTestFinder(recurse=False).find(cls, globs=names):
+        failures, _ = doctest.DocTestRunner().run(test)
+        assert not failures
+
+
+def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    readme = inspect.getfile(keras_node)
+    from pathlib import Path
+
+    text = (Path(readme).parents[1] / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert blocks
+    for block in blocks:
+        exec(block, {})

@@ -1,0 +1,48 @@
+"""Each example for one short run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(name, *args, cwd):
+    return subprocess.run(
+        [sys.executable, EXAMPLES / name, *args],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_mnist_learns_saves_and_draws(tmp_path):
+    result = run("mnist.py", "--epochs", "2", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "equal predictions, bit for bit" in result.stdout
+    accuracy = float(result.stdout.split("epoch  2")[1].split()[3].strip("%"))
+    assert accuracy > 50
+    assert (tmp_path / "mnist.png").read_bytes().startswith(b"\x89PNG")
+    model = keras.models.load_model(tmp_path / "mnist.keras")
+    # The tutorial's network: 784-20, 20-10-10-20 in the block, 20-10.
+    assert model.count_params() == 15700 + 540 + 210
+
+
+def test_mnist_ships_the_digits_it_says():
+    with np.load(EXAMPLES / "data" / "mnist-first-1500.npz") as data:
+        assert data["images"].shape == (1500, 28, 28)
+        assert data["labels"].tolist()[:10] == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+
+
+def test_mnist_says_in_a_sentence_that_the_data_is_missing(tmp_path):
+    result = run(
+        "mnist.py", "--dataset", "mnist", "--data-dir", tmp_path, cwd=tmp_path
+    )
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr
+    assert result.stderr.strip().splitlines()[-1].startswith("MNIST is not")

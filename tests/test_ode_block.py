@@ -1,0 +1,313 @@
+"""ODEBlock as a Keras layer."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import ops
+
+import keras_node
+from keras_node import adjoints
+from keras_node import solvers
+
+rng = np.random.default_rng(0)
+
+
+def network(units=4):
+    return keras.Sequential(
+        [layers.Dense(8, activation="tanh"), layers.Dense(units)]
+    )
+
+
+def classifier(block, shape=(4,)):
+    inputs = keras.Input(shape)
+    x = layers.Flatten()(block(inputs))
+    model = keras.Model(inputs, layers.Dense(3)(x))
+    model.compile(
+        optimizer=keras.optimizers.Adam(1e-2),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    return model
+
+
+def labelled(samples, shape=(4,)):
+    x = rng.normal(size=(samples, *shape)).astype("float32")
+    return x, np.argmax(x.reshape(samples, -1)[:, :3], axis=-1)
+
+
+def linear_block(matrix, **kwargs):
+    """A block whose dynamics are `y A`: its solution is `y0 exp(A t)`."""
+    dense = layers.Dense(len(matrix), use_bias=False)
+    block = keras_node.ODEBlock(dense, **kwargs)
+    block.build((None, len(matrix)))
+    dense.kernel.assign(matrix)
+    return block
+
+
+@pytest.mark.parametrize("t_span", [(0, 1), (2.0, 0.5), [-1, 1]])
+def test_output_is_the_solution_at_the_end(t_span):
+    omega = 2.0
+    block = linear_block(
+        [[0.0, omega], [-omega, 0.0]], t_span=t_span, rtol=1e-5, atol=1e-5
+    )
+    angle = omega * (t_span[1] - t_span[0])
+    rotation = [
+        [np.cos(angle), np.sin(angle)],
+        [-np.sin(angle), np.cos(angle)],
+    ]
+    x = rng.normal(size=(5, 2)).astype("float32")
+    np.testing.assert_allclose(block(x), x @ rotation, atol=1e-4)
+    model = keras.Sequential([keras.Input((2,)), block])
+    np.testing.assert_allclose(
+        model.predict(x, verbose=0), x @ rotation, atol=1e-4
+    )
+
+
+def subclassed_layer():
+    class Swish(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(4)
+
+        def call(self, x):
+            return ops.silu(self.dense(x))
+
+    return Swish()
+
+
+def functional_model():
+    inputs = keras.Input((4,))
+    x = layers.Dense(8, activation="tanh")(inputs)
+    return keras.Model(inputs, layers.Dense(4)(x) + inputs)
+
+
+@pytest.mark.parametrize(
+    "dynamics",
+    [
+        lambda: layers.Dense(4),
+        lambda: [layers.Dense(8, activation="tanh"), layers.Dense(4)],
+        lambda: (layers.Dense(4),),
+        network,
+        functional_model,
+        subclassed_layer,
+    ],
+    ids=["layer", "list", "tuple", "sequential", "functional", "subclassed"],
+)
+def test_every_kind_of_dynamics_is_built_with_the_model_and_trains(dynamics):
+    block = keras_node.ODEBlock(dynamics())
+    model = classifier(block)
+    assert len(block.trainable_weights) == len(block.weights) >= 2
+    assert model.count_params() == block.count_params() + 15
+    before = [ops.convert_to_numpy(w) for w in block.weights]
+    model.fit(*labelled(16), verbose=0)
+    for old, new in zip(before, block.weights, strict=True):
+        assert not np.array_equal(old, ops.convert_to_numpy(new))
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize("adjoint", adjoints.ALL)
+@pytest.mark.parametrize("solver", solvers.ALL)
+def test_fit_lowers_the_loss_with_a_partial_last_batch(solver, adjoint, jit):
+    x, y = labelled(70)
+    model = classifier(
+        keras_node.ODEBlock(network(), solver=solver, adjoint=adjoint)
+    )
+    model.compile(
+        optimizer=keras.optimizers.Adam(1e-2),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=jit,
+    )
+    losses = model.fit(x, y, batch_size=32, epochs=8, verbose=0).history["loss"]
+    assert np.isfinite(losses).all()
+    assert losses[-1] < 0.8 * losses[0]
+    # The step size is the batch's: alone, a sample is as exact, not equal.
+    whole = model.predict(x, batch_size=64, verbose=0)
+    one = model.predict(x[:1], verbose=0)
+    np.testing.assert_allclose(one, whole[:1], atol=1e-2)
+
+
+def test_a_convolutional_block_trains_on_images():
+    shape = (7, 7, 64)
+    block = keras_node.ODEBlock(
+        [
+            layers.GroupNormalization(16),
+            layers.Conv2D(64, 3, padding="same", activation="relu"),
+            layers.Conv2D(64, 3, padding="same"),
+        ],
+        rtol=1e-3,
+        atol=1e-3,
+    )
+    model = classifier(block, shape)
+    assert block.compute_output_shape((None, *shape)) == (None, *shape)
+    x, y = labelled(20, shape)
+    history = model.fit(x, y, batch_size=8, epochs=6, verbose=0).history
+    assert history["loss"][-1] < 0.5 * history["loss"][0]
+
+
+def test_gradients_equal_those_of_the_exact_solution():
+    matrix = np.array([[0.1, 0.9], [-0.7, -0.2]], "float32")
+    block = linear_block(matrix, rtol=1e-6, atol=1e-6)
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, block(inputs))
+    model.compile(keras.optimizers.SGD(1.0), loss="mse", run_eagerly=False)
+    x = rng.normal(size=(6, 2)).astype("float32")
+    model.fit(x, np.zeros_like(x), batch_size=6, verbose=0)
+    step = matrix - ops.convert_to_numpy(block.dynamics.kernel)
+
+    def loss(a):
+        from scipy.linalg import expm
+
+        return np.mean((x.astype("float64") @ expm(a)) ** 2)
+
+    exact = np.zeros((2, 2))
+    for i, j in np.ndindex(2, 2):
+        shift = np.zeros((2, 2))
+        shift[i, j] = 1e-5
+        exact[i, j] = (loss(matrix + shift) - loss(matrix - shift)) / 2e-5
+    np.testing.assert_allclose(step, exact, rtol=1e-3, atol=1e-5)
+
+
+def test_frozen_layers_stay_frozen():
+    dynamics = network()
+    dynamics.layers[0].trainable = False
+    block = keras_node.ODEBlock(dynamics)
+    model = classifier(block)
+    assert len(block.trainable_weights) == 2
+    before = [ops.convert_to_numpy(w) for w in dynamics.layers[0].weights]
+    model.fit(*labelled(16), verbose=0)
+    for old, new in zip(before, dynamics.layers[0].weights, strict=True):
+        np.testing.assert_array_equal(old, new)
+
+    block.trainable = False
+    model.compile(loss="sparse_categorical_crossentropy", optimizer="sgd")
+    before = block.get_weights()
+    model.fit(*labelled(16), verbose=0)
+    for old, new in zip(before, block.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_a_block_called_twice_shares_its_weights():
+    matrix = np.array([[0.0, 1.0], [-1.0, 0.0]], "float32")
+    block = linear_block(matrix, rtol=1e-6, atol=1e-6)
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, block(block(inputs)))
+    assert len(model.weights) == 1
+    x = rng.normal(size=(3, 2)).astype("float32")
+    twice = linear_block(matrix, t_span=(0, 2), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(model.predict(x, verbose=0), twice(x), atol=1e-4)
+    model.compile(optimizer="sgd", loss="mse")
+    model.fit(x, np.zeros_like(x), verbose=0)
+    assert not np.array_equal(block.get_weights()[0], matrix)
+
+
+def test_dropout_is_one_mask_a_call_and_another_the_next():
+    block = keras_node.ODEBlock(
+        [layers.Dense(32, activation="tanh"), layers.Dropout(0.5, seed=1)],
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    x = ops.ones((2, 32))
+    calm, noisy = block.solve(x), block.solve(x, training=True)
+    assert int(noisy.num_steps) <= int(calm.num_steps) + 2
+    again = block.solve(x, training=True)
+    assert not np.array_equal(noisy.y1, again.y1)
+    np.testing.assert_array_equal(block(x), block(x))
+
+
+def test_batch_statistics_move_once_a_call():
+    norm = layers.BatchNormalization(momentum=0.9)
+    block = keras_node.ODEBlock([norm, layers.Dense(4, activation="tanh")])
+    model = classifier(block)
+    x, y = labelled(8)
+    x += 5.0
+    model.fit(x, y, batch_size=8, verbose=0)
+    np.testing.assert_allclose(norm.moving_mean, 0.1 * x.mean(0), rtol=1e-4)
+    after = ops.convert_to_numpy(norm.moving_mean)
+    model.predict(x, verbose=0)
+    np.testing.assert_array_equal(norm.moving_mean, after)
+
+
+def test_dtypes_follow_the_policy():
+    x = rng.normal(size=(6, 4))
+    kernel = rng.normal(size=(4, 4))
+    exact = None
+    for policy, tolerance in (
+        ("float64", 1e-12),
+        ("float32", 1e-5),
+        ("mixed_float16", 1e-2),
+        ("mixed_bfloat16", 5e-2),
+    ):
+        dense = layers.Dense(4, activation="tanh", dtype=policy)
+        block = keras_node.ODEBlock(dense, rtol=1e-4, atol=1e-4, dtype=policy)
+        model = keras.Sequential([keras.Input((4,)), block])
+        dense.kernel.assign(kernel)
+        out = model(x)
+        assert keras.backend.standardize_dtype(out.dtype) == block.compute_dtype
+        out = ops.convert_to_numpy(ops.cast(out, "float64"))
+        exact = out if exact is None else exact
+        np.testing.assert_allclose(out, exact, atol=tolerance)
+        model.compile("sgd", "mse")
+        history = model.fit(x, x, epochs=3, verbose=0).history["loss"]
+        assert history[-1] < history[0]
+
+
+def test_solve_tells_what_happened():
+    block = keras_node.ODEBlock(network(), rtol=1e-6, atol=1e-6)
+    solution = block.solve(np.ones((2, 4), "float32"))
+    assert bool(solution.success)
+    assert int(solution.num_evals) > int(solution.num_steps) > 0
+    np.testing.assert_array_equal(solution.y1, block(np.ones((2, 4))))
+
+
+@pytest.mark.parametrize(
+    "argument, values",
+    {
+        "dynamics": (None, 3, "dense", np.tanh, [], [np.tanh], layers.Dense),
+        "t_span": (
+            (0, 0),
+            (0,),
+            (0, 1, 2),
+            1.0,
+            None,
+            (0, float("inf")),
+            (float("nan"), 1),
+            "01",
+            ("a", "b"),
+        ),
+        "rtol": (0, -1e-3, float("nan"), "small"),
+        "atol": (0, -1e-3, float("inf"), "small"),
+        "solver": ("eulerish", 3, None, keras_node.adjoints.BacksolveAdjoint()),
+        "adjoint": ("bptt", 3, None, solvers.DormandPrince()),
+    }.items(),
+)
+def test_bad_arguments(argument, values):
+    for value in values:
+        with pytest.raises(ValueError, match=rf"`{argument}`.*Received"):
+            keras_node.ODEBlock(**{"dynamics": network(), argument: value})
+
+
+def test_a_solver_object_takes_its_tolerances_itself():
+    for name in ("rtol", "atol"):
+        with pytest.raises(ValueError, match=f"`{name}`.*Received"):
+            keras_node.ODEBlock(
+                network(), solver=solvers.DormandPrince(), **{name: 1e-3}
+            )
+
+
+def test_dynamics_must_keep_the_shape():
+    for units, shape in ((5, (None, 4)), (1, (None, 4)), (4, (2, 3, 5))):
+        block = keras_node.ODEBlock(network(units))
+        wrong = (*shape[:-1], units)
+        with pytest.raises(ValueError) as caught:
+            block.build(shape)
+        assert str(shape) in str(caught.value)
+        assert str(wrong) in str(caught.value)
+
+
+def test_integer_inputs_are_refused():
+    block = keras_node.ODEBlock(network())
+    with pytest.raises(ValueError, match="`inputs`.*Received: dtype int32"):
+        block(np.ones((2, 4), "int32"))
+    with pytest.raises(ValueError, match="`inputs`.*Received: dtype int32"):
+        block(keras.Input((4,), dtype="int32"))

@@ -1,0 +1,120 @@
+"""Configs, copies and files."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import run_python
+from keras import layers
+
+import keras_node
+from keras_node import adjoints
+from keras_node import solvers
+
+x = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+
+
+def model(solver="dormand_prince", adjoint="backsolve"):
+    inputs = keras.Input((4,))
+    outputs = keras_node.ODEBlock(
+        [layers.Dense(8, activation="tanh"), layers.Dense(4)],
+        t_span=(0.5, -1),
+        solver=solver,
+        adjoint=adjoint,
+        name="flow",
+    )(inputs)
+    made = keras.Model(inputs, layers.Dense(2)(outputs))
+    made.compile("adam", "mse")
+    return made
+
+
+def combinations():
+    return [
+        (solver, adjoint) for solver in solvers.ALL for adjoint in adjoints.ALL
+    ]
+
+
+def test_config_round_trip():
+    block = keras_node.ODEBlock(
+        layers.Dense(4),
+        t_span=(1, 3),
+        adjoint=adjoints.BacksolveAdjoint(solvers.DormandPrince(rtol=1e-7)),
+        rtol=1e-5,
+        atol=2e-5,
+        name="flow",
+        trainable=False,
+    )
+    config = block.get_config()
+    again = keras_node.ODEBlock.from_config(config)
+    assert again.get_config() == config == block.get_config()
+    assert again.t_span == (1.0, 3.0)
+    assert again.name == "flow" and not again.trainable
+    assert again.solver.get_config() == block.solver.get_config()
+    assert again.adjoint.solver.rtol == 1e-7
+
+
+@pytest.mark.parametrize("solver, adjoint", combinations())
+def test_a_fresh_process_predicts_bit_for_bit_the_same(
+    solver, adjoint, tmp_path
+):
+    made = model(solver, adjoint)
+    made.fit(x, x[:, :2], verbose=0)
+    made.save(tmp_path / "model.keras")
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", made.predict(x, verbose=0))
+    run_python(
+        f"""
+import keras, numpy as np
+import keras_node
+model = keras.models.load_model(r"{tmp_path}/model.keras")
+x, y = np.load(r"{tmp_path}/x.npy"), np.load(r"{tmp_path}/y.npy")
+assert np.array_equal(model.predict(x, verbose=0), y)
+assert model.get_layer("flow").t_span == (0.5, -1.0)
+model.fit(x, y, verbose=0)  # the optimizer came along
+assert not np.array_equal(model.predict(x, verbose=0), y)
+"""
+    )
+
+
+def test_weights_can_be_saved_alone(tmp_path):
+    made, other = model(), model()
+    made.save_weights(tmp_path / "model.weights.h5")
+    assert not np.array_equal(
+        other.predict(x, verbose=0), made.predict(x, verbose=0)
+    )
+    other.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(
+        other.predict(x, verbose=0), made.predict(x, verbose=0)
+    )
+
+
+def test_a_clone_has_weights_of_its_own():
+    made = model()
+    clone = keras.models.clone_model(made)
+    mine = {id(w) for w in made.weights}
+    assert len(clone.weights) == len(made.weights)
+    assert not any(id(w) in mine for w in clone.weights)
+    clone.set_weights(made.get_weights())
+    np.testing.assert_array_equal(
+        clone.predict(x, verbose=0), made.predict(x, verbose=0)
+    )
+
+
+def test_importing_is_quiet_and_leaves_tfp_alone():
+    out = run_python(
+        """
+import contextlib, io, sys
+printed = io.StringIO()
+import keras
+with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+    import keras_node
+    block = keras_node.ODEBlock(keras.layers.Dense(2))
+    block.build((None, 2))
+assert not printed.getvalue(), printed.getvalue()
+assert not any("tensorflow_probability" in m for m in sys.modules)
+with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+    block(keras.ops.ones((1, 2)))
+assert not printed.getvalue(), printed.getvalue()
+assert any("tensorflow_probability" in m for m in sys.modules)
+"""
+    )
+    assert out == ""
