@@ -1,10 +1,12 @@
 """Checks of arguments. Each `ValueError` says what is allowed and received."""
 
+import inspect
 import math
 import numbers
 from typing import Any
 
 import keras
+import numpy as np
 
 
 def _is_finite(value: Any) -> bool:
@@ -33,6 +35,14 @@ def positive_int(name: str, value: Any) -> int:
     )
 
 
+def boolean(name: str, value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ValueError(
+        f"`{name}` must be `True` or `False`. Received: {name}={value!r}"
+    )
+
+
 def time_span(name: str, value: Any) -> tuple[float, float]:
     try:
         t0, t1 = value
@@ -43,6 +53,23 @@ def time_span(name: str, value: Any) -> tuple[float, float]:
     raise ValueError(
         f"`{name}` must be a pair of two different, finite numbers "
         f"`(t0, t1)`. Received: {name}={value!r}"
+    )
+
+
+def times_within(name: str, value: Any, span: tuple) -> list[float] | None:
+    """Times between the ends of `span`, in any order."""
+    if value is None:
+        return None
+    try:
+        times = np.asarray(value, "float64")
+    except (TypeError, ValueError):
+        times = np.asarray([])
+    inside = (times >= min(span)) & (times <= max(span))
+    if times.ndim == 1 and times.size and inside.all():
+        return times.tolist()
+    raise ValueError(
+        f"`{name}` must be a non-empty sequence of times within `t_span`, here "
+        f"{span}. Received: {name}={value!r}"
     )
 
 
@@ -74,14 +101,22 @@ def lookup(
         An instance of `base`.
     """
     if isinstance(identifier, str) and identifier in known:
-        return known[identifier](**kwargs)
+        found = known[identifier]
+        allowed = inspect.signature(found).parameters
+        for key in kwargs:
+            if key not in allowed:
+                raise ValueError(
+                    f"`{key}` does not go with `{name}` {identifier!r}, which "
+                    f"takes {', '.join(allowed)}. Received: {kwargs}"
+                )
+        return found(**kwargs)
     found = identifier
     if isinstance(identifier, dict):
         found = keras.saving.deserialize_keras_object(identifier)
     if not isinstance(found, base):
-        names = f"one of {sorted(known)} or " if known else ""
+        names = f"one of {list(known)} or " if known else ""
         raise ValueError(
-            f"`{name}` must be {names}a `{base.__name__}` object. "
+            f"`{name}` must be {names}an object of `{base.__name__}`. "
             f"Received: {name}={identifier!r}"
         )
     if kwargs:

@@ -13,6 +13,7 @@ from typing import ClassVar
 from typing import NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_node import backend
@@ -55,16 +56,19 @@ class SolverError(RuntimeError):
 class Solution(NamedTuple):
     """What a solve returns.
 
-    The fields after `y1` are integers and one time: scalar tensors, or of
-    shape `(batch,)` when each sample steps for itself.
+    Where the solve failed, all its states are NaN. The time, the counters and
+    the status are scalar tensors, or of shape `(batch,)` when each sample
+    steps for itself.
     """
 
-    y1: Any  # the state at t1, the structure of y0; NaN where the solve failed
+    y1: Any  # the state at t1, of the structure of y0
+    ys: Any  # the states at t_eval, (T, batch, ...); () if none were asked for
     t: Any  # the time reached: t1, unless the solve failed
     num_evals: Any  # calls of f
     num_steps: Any  # steps tried: accepted and rejected
     num_accepted: Any  # steps accepted
     status: Any  # a `Status`
+    trajectory: Any = ()  # the `Trajectory`, if it was asked for
 
     @property
     def success(self) -> Any:
@@ -72,16 +76,28 @@ class Solution(NamedTuple):
         return ops.equal(self.status, int(Status.SUCCESS))
 
     def check(self) -> None:
-        """Raises `SolverError` if the solve failed, outside compiled code."""
+        """Raises `SolverError` if a solve failed, outside compiled code."""
         if not backend.is_concrete(self.status):
             return
-        status = Status(int(self.status))
-        if status is not Status.SUCCESS:
-            raise SolverError(
-                f"The solve stopped at t = {float(self.t):.6g} after "
-                f"{int(self.num_steps)} steps ({int(self.num_accepted)} "
-                f"accepted): {_REASONS[status]}. {_REMEDIES}"
+        statuses = np.reshape(ops.convert_to_numpy(self.status), -1)
+        failed = np.flatnonzero(statuses)
+        if not failed.size:
+            return
+
+        def first(x):
+            return np.reshape(ops.convert_to_numpy(x), -1)[failed[0]]
+
+        who = "The solve"
+        if len(self.status.shape):
+            who = (
+                f"The solve of {failed.size} of {statuses.size} samples "
+                f"failed. That of sample {failed[0]}"
             )
+        raise SolverError(
+            f"{who} stopped at t = {first(self.t):.6g} after "
+            f"{first(self.num_steps)} steps ({first(self.num_accepted)} "
+            f"accepted): {_REASONS[Status(first(self.status))]}. {_REMEDIES}"
+        )
 
 
 class Config:
@@ -105,26 +121,61 @@ class Config:
 
 
 class Solver(Config, abc.ABC):
-    """Integrates `dy/dt = f(t, y)` from `t0` to `t1`."""
+    """Integrates `dy/dt = f(t, y)` from `t0` to `t1`.
+
+    A solver that `records` can return a `Trajectory`. One that is
+    `per_sample` lets each sample step for itself.
+    """
+
+    records: ClassVar[bool] = False
+    per_sample: bool = False
 
     @abc.abstractmethod
-    def solve(self, f: Callable, t0: float, t1: float, y0: Any) -> Solution:
+    def solve(
+        self,
+        f: Callable,
+        t0: Any,
+        t1: Any,
+        y0: Any,
+        t_eval: Any = None,
+        checkpoints: int = 0,
+        norm: Callable | None = None,
+    ) -> Solution:
         """Solves the initial value problem `y(t0) = y0`.
 
         Args:
             f: The right-hand side, `f(t, y) -> dy/dt`, of the structure of
                 `y`. It is evaluated between `t0` and `t1` only.
-            t0: Float, the initial time.
-            t1: Float, the final time. `t1 < t0` integrates backwards.
+            t0: Float or scalar tensor, the initial time.
+            t1: The final time. `t1 < t0` integrates backwards.
             y0: A structure of float tensors of one dtype.
+            t_eval: Tensor of shape `(T,)`, times to report the state at, in
+                the order from `t0` to `t1`. For a time outside, NaN is
+                reported.
+            checkpoints: Int, how many states a solver that `records` keeps in
+                the `Trajectory`. With `0` there is none.
+            norm: The norm of a state by which errors are judged, if not
+                the root mean square over all entries. TensorFlow
+                Probability's solver has one of its own.
 
         Returns:
             A `Solution`. A failed solve returns NaN as `y1`; it never raises.
         """
 
+    def together(self) -> "Solver":
+        """This solver, with one step size for the whole batch."""
+        if not self.per_sample:
+            return self
+        return self.from_config({**self.get_config(), "per_sample": False})
+
 
 class Adjoint(Config, abc.ABC):
-    """Integrates with gradients to the initial state and the parameters."""
+    """Integrates with gradients to the initial state and the parameters.
+
+    An adjoint with `checkpoints` needs a solver that `records`.
+    """
+
+    checkpoints: int = 0
 
     @abc.abstractmethod
     def pullback(
@@ -133,20 +184,22 @@ class Adjoint(Config, abc.ABC):
         f: Callable,
         t0: float,
         t1: float,
+        t_eval: Any,
         solution: Solution,
         params: Any,
-        adj_y1: Any,
+        adjoint: Solution,
     ) -> tuple[Any, Any]:
-        """Carries the cotangent of `y1` back to `y0` and `params`.
+        """Carries the cotangents of the states back to `y0` and `params`.
 
         Args:
             solver: The `Solver` that made `solution`.
             f: The right-hand side, `f(t, y, params)`.
             t0: Float, the initial time of the forward solve.
             t1: Float, its final time.
-            solution: Its `Solution`.
+            t_eval: The times reported, or `None`.
+            solution: The `Solution` of the forward solve.
             params: What `f` took as its third argument.
-            adj_y1: Cotangent of `solution.y1`.
+            adjoint: A `Solution` with the cotangents of `y1` and `ys`.
 
         Returns:
             The cotangents `(adj_y0, adj_params)`.
@@ -161,6 +214,7 @@ class Adjoint(Config, abc.ABC):
         y0: Any,
         params: Any,
         frozen: Any = (),
+        t_eval: Any = None,
     ) -> Solution:
         """Solves `y(t0) = y0`, with gradients to `y0` and `params`.
 
@@ -174,28 +228,39 @@ class Adjoint(Config, abc.ABC):
             frozen: Structure of tensors that no gradient flows to. Everything
                 that `f` reads is an argument: a framework may run the backward
                 pass where values closed over are gone.
+            t_eval: Times to report, as in `Solver.solve`.
 
         Returns:
-            A `Solution`, differentiable in `y1`.
+            A `Solution`, differentiable in `y1` and `ys`.
         """
+        reports = t_eval is not None
 
-        def forward(args, frozen):
+        def forward(args, constants):
             y0, params = args
+            frozen, times = constants
             solution = solver.solve(
-                lambda t, y: f(t, y, params, frozen), t0, t1, y0
+                lambda t, y: f(t, y, params, frozen),
+                t0,
+                t1,
+                y0,
+                t_eval=times if reports else None,
+                checkpoints=self.checkpoints,
             )
-            return solution, (solution, params, frozen)
+            residuals = (solution, params, constants)
+            return solution._replace(trajectory=()), residuals
 
-        def backward(residuals, cotangent):
-            solution, params, frozen = residuals
+        def backward(residuals, adjoint):
+            solution, params, (frozen, times) = residuals
             return self.pullback(
                 solver,
                 lambda t, y, params: f(t, y, params, frozen),
                 t0,
                 t1,
+                times if reports else None,
                 solution,
                 params,
-                cotangent.y1,
+                adjoint,
             )
 
-        return backend.custom_vjp(forward, backward)((y0, params), frozen)
+        constants = (frozen, t_eval if reports else ())
+        return backend.custom_vjp(forward, backward)((y0, params), constants)

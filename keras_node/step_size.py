@@ -1,4 +1,4 @@
-"""The size of the first step."""
+"""The size of the steps: how long the first, how long the next."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,20 +6,12 @@ from typing import Any
 from keras import ops
 from keras import tree
 
+from keras_node import structure
 
-def rms_norm(y: Any) -> Any:
-    """Root mean square over all entries of a structure of tensors.
 
-    The entries are scaled by the largest one, so that no square overflows.
-    """
-    leaves = tree.flatten(y)
-    largest = 0.0
-    for leaf in leaves:
-        largest = ops.maximum(largest, ops.max(ops.abs(leaf), initial=0.0))
-    largest = ops.where(largest > 0, largest, ops.ones_like(largest))
-    squares = sum(ops.sum(ops.square(leaf / largest)) for leaf in leaves)
-    size = sum(ops.size(leaf) for leaf in leaves)
-    return largest * ops.sqrt(squares / ops.cast(size, squares.dtype))
+def tolerance(y: Any, rtol: float, atol: float) -> Any:
+    """The error allowed in each entry of a state."""
+    return tree.map_structure(lambda leaf: atol + rtol * ops.abs(leaf), y)
 
 
 def initial_step(
@@ -30,38 +22,46 @@ def initial_step(
     order: int,
     rtol: float,
     atol: float,
+    norm: Callable = structure.rms_norm,
 ) -> Any:
     """Chooses the first step from the slope and the curvature at the start.
 
     Args:
-        f: The right-hand side, `f(t, y)`, with time running from 0 to `span`.
+        f: The right-hand side, `f(s, y)`, with `s` running from 0 to `span`.
         y0: The initial state.
         f0: Its slope, `f(0, y0)`.
         span: Scalar tensor, the length of the whole interval.
         order: Int, order of the method.
         rtol: Float, relative tolerance.
         atol: Float, absolute tolerance.
+        norm: The norm of a state: a scalar, or one value per sample.
 
     Returns:
-        A positive scalar tensor, at most `span`. Costs one evaluation of `f`.
+        The size of the first step, of the shape that `norm` returns; positive
+        and at most `span`. Costs one evaluation of `f`.
 
     Reference:
         - Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I",
           2nd edition, section II.4, "Starting Step Size"; the names are
           theirs.
     """
-    scale = tree.map_structure(lambda y: atol + rtol * ops.abs(y), y0)
+    scale = tolerance(y0, rtol, atol)
 
-    def norm(y):
-        return rms_norm(tree.map_structure(ops.divide, y, scale))
+    def scaled_norm(y):
+        # Clipped, or the square of a steep slope would overflow.
+        return norm(
+            tree.map_structure(
+                lambda x, unit: ops.clip(x / unit, -1e15, 1e15), y, scale
+            )
+        )
 
-    d0, d1 = norm(y0), norm(f0)
+    d0, d1 = scaled_norm(y0), scaled_norm(f0)
     tiny = ops.logical_or(d0 < 1e-5, d1 < 1e-5)
     h0 = ops.where(tiny, 1e-6, 0.01 * d0 / ops.where(tiny, 1.0, d1))
     h0 = ops.minimum(h0, span)
-    y1 = tree.map_structure(lambda y, k: y + h0 * k, y0, f0)
-    difference = tree.map_structure(ops.subtract, f(h0, y1), f0)
-    d2 = norm(difference) / h0
+    y1 = structure.add(y0, structure.combine(h0, (1,), [f0]))
+    curvature = tree.map_structure(ops.subtract, f(h0, y1), f0)
+    d2 = scaled_norm(curvature) / h0
     steepest = ops.maximum(d1, d2)
     flat = steepest <= 1e-15
     h1 = ops.where(
@@ -72,3 +72,34 @@ def initial_step(
     # A trial step that overflowed says only that h0 is too long.
     h1 = ops.where(ops.isfinite(steepest), h1, 1e-3 * h0)
     return ops.minimum(ops.minimum(100 * h0, h1), span)
+
+
+def error_ratio(
+    error: Any,
+    y0: Any,
+    y1: Any,
+    rtol: float,
+    atol: float,
+    norm: Callable = structure.rms_norm,
+) -> Any:
+    """The error of a step in units of the error allowed: at most 1 is good."""
+    larger = tree.map_structure(
+        lambda a, b: ops.maximum(ops.abs(a), ops.abs(b)), y0, y1
+    )
+    scale = tolerance(larger, rtol, atol)
+    return norm(tree.map_structure(ops.divide, error, scale))
+
+
+def next_step(dt: Any, ratio: Any, order: int) -> Any:
+    """The step after one of size `dt` whose error ratio was `ratio`.
+
+    The error of a step grows with the power `order` of its size. A ratio that
+    is not finite means that the step was far too long.
+
+    Reference:
+        - Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I",
+          2nd edition, section II.4, equation (4.13)
+    """
+    broken = ops.logical_not(ops.isfinite(ratio))
+    ratio = ops.where(broken, 1e30, ops.maximum(ratio, 1e-30))
+    return dt * ops.clip(0.9 * ratio ** (-1 / order), 0.2, 10.0)

@@ -20,9 +20,11 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
+from keras_node import structure
 from keras_node.interfaces import Solution
 from keras_node.interfaces import Solver
 from keras_node.interfaces import Status
+from keras_node.interval import Interval
 from keras_node.step_size import initial_step
 
 # On import, tf_keras tells of its own deprecated names.
@@ -80,10 +82,12 @@ class _GuardedDormandPrince(ode.DormandPrince):
             )
         dt = tf.minimum(tf.cast(dt, self._span.dtype), self._span)
         # No step can be short enough to step off a pole.
-        broken = tf.logical_not(_all_finite((y0, f0)))
+        broken = tf.logical_not(structure.all_finite((y0, f0)))
         status = tf.where(broken, Status.NON_FINITE, Status.SUCCESS)
-        state = _State(*state._replace(step_size=dt), 0, status)
-        return _end_if(broken, state)
+        # An interval of no length ends where it starts.
+        start = tf.where(self._span > 0, state.current_time, _past(self._span))
+        state = state._replace(current_time=start, step_size=dt)
+        return _end_if(broken, _State(*state, 0, status))
 
     def _step(self, solver_state, diagnostics, **kwargs):
         state = solver_state
@@ -116,12 +120,8 @@ class _GuardedDormandPrince(ode.DormandPrince):
                 ),
             ),
         )
-        # TFP's loops run while `current_time <= span`.
-        past = tf.math.nextafter(self._span, tf.cast(2.0, t.dtype) * self._span)
-        tried = tried._replace(
-            current_time=tf.where(finished, past, tried.current_time),
-            step_size=dt,
-        )
+        end = tf.where(finished, _past(self._span), tried.current_time)
+        tried = tried._replace(current_time=end, step_size=dt)
         num_accepted = state.num_accepted + tf.cast(accepted, tf.int32)
         state = _State(*tried, num_accepted, status)
         return _end_if(status != Status.SUCCESS, state), diagnostics
@@ -137,11 +137,10 @@ def _exact_tableau() -> Iterator[None]:
         dormand_prince._TABLEAU = rounded
 
 
-def _all_finite(structure: Any) -> Any:
-    leaves = tree.flatten(structure)
-    return tf.reduce_all(
-        [tf.reduce_all(tf.math.is_finite(leaf)) for leaf in leaves]
-    )
+def _past(span: Any) -> Any:
+    """The next time after the end: TFP's loops run while `t <= span`."""
+    one = tf.ones_like(span)
+    return tf.where(span > 0, tf.math.nextafter(span, 2 * span), one)
 
 
 def _end_if(failed: Any, state: _State) -> _State:
@@ -154,44 +153,48 @@ def _end_if(failed: Any, state: _State) -> _State:
 
 
 def solve(
-    config: Solver, f: Callable, t0: float, t1: float, y0: Any
+    config: Solver, f: Callable, t0: Any, t1: Any, y0: Any, t_eval: Any = None
 ) -> Solution:
-    """Integrates `f` from `t0` to `t1`, as `Solver.solve` says.
-
-    TFP integrates forward in time only, so that it gets the time elapsed,
-    `s = |t - t0|`: what it computes does not depend on where `t0` lies.
-    """
+    """Integrates `f` from `t0` to `t1`, as `Solver.solve` says."""
     dtype = tree.flatten(y0)[0].dtype
-    sign = 1.0 if t1 > t0 else -1.0
-    span = tf.constant(abs(t1 - t0), dtype)
-
-    def time(s):
-        # Rounding in t0 + s must not leave the interval.
-        return tf.clip_by_value(
-            tf.constant(t0, dtype) + sign * s, min(t0, t1), max(t0, t1)
-        )
-
-    def ode_fn(s, y):
-        return tree.map_structure(lambda dy: sign * dy, f(time(s), y))
-
+    interval = Interval(t0, t1, dtype)
+    span = interval.span
     solver = _GuardedDormandPrince(
         span, config.max_steps, config.first_step, config.rtol, config.atol
     )
+    times = span[None]
+    if t_eval is not None:
+        s_eval = interval.elapsed(t_eval)
+        inside = tf.logical_and(s_eval >= 0, s_eval <= span)
+        s_eval = tf.where(inside, s_eval, span)
+        times = tf.concat([s_eval, times], axis=0)
     results = solver.solve(
-        ode_fn, initial_time=0.0, initial_state=y0, solution_times=[span]
+        interval.field(f),
+        initial_time=0.0,
+        initial_state=y0,
+        solution_times=times,
     )
     state = results.solver_internal_state
     y1, status = state.current_state, state.status
     # An overflow in the very last step is not seen by TFP's error estimate.
-    overflow = tf.logical_and(status == Status.SUCCESS, ~_all_finite(y1))
+    finite = structure.all_finite(y1)
+    overflow = tf.logical_and(status == Status.SUCCESS, tf.logical_not(finite))
     status = tf.where(overflow, Status.NON_FINITE, status)
     success = status == Status.SUCCESS
     nan = tf.constant(float("nan"), dtype)
+    ys = ()
+    if t_eval is not None:
+        good = tf.logical_and(success, inside)
+        ys = tree.map_structure(
+            lambda y: tf.where(structure.expand(good, y[:-1]), y[:-1], nan),
+            results.states,
+        )
     num_evals = results.diagnostics.num_ode_fn_evaluations
     return Solution(
         y1=tree.map_structure(lambda y: tf.where(success, y, nan), y1),
+        ys=ys,
         t=tf.where(
-            success, tf.constant(t1, dtype), time(state.last_step_start)
+            success, tf.cast(t1, dtype), interval.time(state.last_step_start)
         ),
         num_evals=num_evals + (2 if config.first_step is None else 1),
         num_steps=num_evals // _STEP_EVALS,

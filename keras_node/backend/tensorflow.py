@@ -8,7 +8,6 @@ from keras import tree
 
 
 def vjp(f: Callable, args: tuple, cotangent: Any) -> tuple[Any, tuple]:
-    """Evaluates `f(*args)` and pulls `cotangent` back to `args`."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(tree.flatten(args))
         out = f(*args)
@@ -22,18 +21,6 @@ def vjp(f: Callable, args: tuple, cotangent: Any) -> tuple[Any, tuple]:
 
 
 def custom_vjp(forward: Callable, backward: Callable) -> Callable:
-    """Gives a function its own gradient.
-
-    Args:
-        forward: `forward(args, constants) -> (outputs, residuals)`.
-        backward: `backward(residuals, cotangent) -> cotangents of args`, with
-            `cotangent` of the structure of `outputs`.
-
-    Returns:
-        `function(args, constants) -> outputs`, where `args` and `constants`
-        are structures of tensors; no gradient flows to `constants`.
-    """
-
     def function(args, constants):
         # Only tensors may enter: `tf.custom_gradient` refuses a function that
         # reads a variable, here or in the graph behind a captured tensor.
@@ -51,7 +38,9 @@ def custom_vjp(forward: Callable, backward: Callable) -> Callable:
             structure = outputs
 
             def gradient(*cotangent):
-                cotangent = tree.pack_sequence_as(outputs, list(cotangent))
+                # Gathered outputs have sparse cotangents.
+                dense = [tf.convert_to_tensor(x) for x in cotangent]
+                cotangent = tree.pack_sequence_as(outputs, dense)
                 adj_args = tree.flatten(backward(residuals, cotangent))
                 return adj_args + [None] * (len(inputs) - len(adj_args))
 
@@ -63,6 +52,9 @@ def custom_vjp(forward: Callable, backward: Callable) -> Callable:
     return function
 
 
+def scatter(buffer: Any, indices: Any, updates: Any) -> Any:
+    return tf.tensor_scatter_nd_update(buffer, indices, updates)
+
+
 def is_concrete(x: Any) -> bool:
-    """Whether `x` holds a value, as outside `tf.function`."""
     return tf.is_tensor(x) and hasattr(x, "numpy")

@@ -1,0 +1,31 @@
+"""Derivatives in JAX: eager and compiled."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def vjp(f: Callable, args: tuple, cotangent: Any) -> tuple[Any, tuple]:
+    out, pullback = jax.vjp(f, *args)
+    return out, pullback(cotangent)
+
+
+def custom_vjp(forward: Callable, backward: Callable) -> Callable:
+    @jax.custom_vjp
+    def function(args, constants):
+        return forward(args, constants)[0]
+
+    def gradient(residuals, cotangent):
+        return backward(residuals, cotangent), None
+
+    function.defvjp(forward, gradient)
+    return function
+
+
+def scatter(buffer: Any, indices: Any, updates: Any) -> Any:
+    return buffer.at[tuple(indices.T)].set(updates)
+
+
+def is_concrete(x: Any) -> bool:
+    return not isinstance(x, jax.core.Tracer)

@@ -1,0 +1,64 @@
+"""Arithmetic on a state: any `keras.tree` structure of tensors.
+
+A factor is a scalar, or of shape `(batch,)` when each sample has its own; it
+then meets tensors of shape `(batch, ...)`.
+"""
+
+from typing import Any
+
+from keras import ops
+from keras import tree
+
+
+def expand(factor: Any, leaf: Any) -> Any:
+    """Gives a factor the rank of `leaf`, if it is not a scalar."""
+    if len(factor.shape) == 0:
+        return factor
+    return ops.reshape(factor, (-1,) + (1,) * (len(leaf.shape) - 1))
+
+
+def combine(dt: Any, weights: tuple, slopes: list) -> Any:
+    """`dt * sum(weights * slopes)`, zero weights left out."""
+    terms = [(w, k) for w, k in zip(weights, slopes, strict=True) if w]
+
+    def leaf(*leaves):
+        total = sum(
+            float(w) * k for (w, _), k in zip(terms, leaves, strict=True)
+        )
+        return expand(dt, total) * total
+
+    return tree.map_structure(leaf, *(k for _, k in terms))
+
+
+def add(x: Any, y: Any) -> Any:
+    return tree.map_structure(ops.add, x, y)
+
+
+def where(condition: Any, x: Any, y: Any) -> Any:
+    return tree.map_structure(
+        lambda a, b: ops.where(expand(condition, a), a, b), x, y
+    )
+
+
+def full_like(y: Any, value: float) -> Any:
+    return tree.map_structure(lambda leaf: ops.full_like(leaf, value), y)
+
+
+def all_finite(y: Any, per_sample: bool = False) -> Any:
+    """Whether every entry is finite: a scalar, or one value per sample."""
+    finite = True
+    for leaf in tree.flatten(y):
+        axes = tuple(range(1, len(leaf.shape))) if per_sample else None
+        finite = ops.logical_and(finite, ops.all(ops.isfinite(leaf), axis=axes))
+    return finite
+
+
+def rms_norm(y: Any, per_sample: bool = False) -> Any:
+    """Root mean square over all entries: a scalar, or one value per sample."""
+    squares, size = 0.0, 0
+    for leaf in tree.flatten(y):
+        axes = tuple(range(1, len(leaf.shape))) if per_sample else None
+        squares = squares + ops.sum(ops.square(leaf), axis=axes)
+        shape = ops.shape(leaf)[1:] if per_sample else ops.shape(leaf)
+        size = size + ops.prod(ops.convert_to_tensor(shape, "int32"))
+    return ops.sqrt(squares / ops.cast(size, squares.dtype))
