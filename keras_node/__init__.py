@@ -2,8 +2,8 @@
 
 from keras_node import adjoints
 from keras_node import solvers
-from keras_node.interfaces import SolverError
 from keras_node.ode_block import ODEBlock
+from keras_node.solution import SolverError
 
 __all__ = ["ODEBlock", "SolverError", "adjoints", "solvers"]
 __version__ = "0.1.0"

@@ -12,12 +12,18 @@ from keras_node import checks
 from keras_node import dense_output
 from keras_node import structure
 from keras_node.interfaces import Adjoint
-from keras_node.interfaces import Solution
 from keras_node.interfaces import Solver
 from keras_node.interval import Interval
+from keras_node.solution import Solution
 from keras_node.trajectory import read_row
 from keras_node.trajectory import rows_like
 from keras_node.trajectory import write_row
+
+_BACKSOLVE_REMEDIES = (
+    "The forward solve cannot be traced back in time. What helps, in this "
+    'order: `adjoint="discrete"` with a native solver such as `"tsit5"`; '
+    "smaller `rtol` and `atol`; smoother `dynamics`."
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_node")
@@ -32,7 +38,10 @@ class BacksolveAdjoint(Adjoint):
     Memory does not depend on the number of steps. The state is computed again
     on the way back, which is unstable where the forward equation forgets its
     past (fast decay): there the backward solve fails, and the gradients are
-    NaN. Gradients are as accurate as the tolerances of the solver.
+    NaN; outside compiled code a `keras_node.SolverError` says so. Gradients
+    are as accurate as the tolerances of the solver. The backward pass takes
+    one step size for the whole batch, even where the forward solver is
+    `per_sample`.
 
     Args:
         solver: The `keras_node.solvers.Solver` of the backward pass, or
@@ -77,13 +86,18 @@ class BacksolveAdjoint(Adjoint):
         def back(start, end, state):
             # Nothing depends on the integral of the parameters' gradient, so
             # that its error is of no account: Kidger et al., 2021.
-            return backward.solve(
+            result = backward.solve(
                 augmented,
                 start,
                 end,
                 state,
                 norm=lambda state: structure.rms_norm(state[:2]),
-            ).y1
+            )
+            if backend.is_concrete(solution.status) and ops.all(
+                solution.success
+            ):
+                result.check("backward solve", _BACKSOLVE_REMEDIES)
+            return result.y1
 
         zeros = structure.full_like(params, 0.0)
         state = (solution.y1, adjoint.y1, zeros)

@@ -8,6 +8,8 @@ import numpy as np
 from keras import ops
 from keras import tree
 
+from keras_node import structure
+
 
 class Interval:
     """Maps `s`, running from 0 to `span = |t1 - t0|`, to `t` and back.
@@ -30,8 +32,8 @@ class Interval:
 
     def time(self, s: Any) -> Any:
         """The time `t` at `s`; rounding never leaves the interval."""
-        low = ops.minimum(self._t0, self._t1)
-        high = ops.maximum(self._t0, self._t1)
+        low = structure.smaller(self._t0, self._t1)
+        high = structure.larger(self._t0, self._t1)
         return ops.clip(self._t0 + self._sign * s, low, high)
 
     def field(self, f: Callable) -> Callable:
@@ -54,7 +56,7 @@ class Interval:
     def elapsed(self, times: Any) -> Any:
         """The `s` of `times`; those at an end, but for rounding, exactly."""
         s = self._sign * (ops.convert_to_tensor(times, self._dtype) - self._t0)
-        largest = ops.maximum(ops.abs(self._t0), ops.abs(self._t1))
+        largest = structure.larger(ops.abs(self._t0), ops.abs(self._t1))
         slack = 4 * float(np.finfo(self._dtype).eps) * largest
         s = ops.where(ops.abs(s) <= slack, ops.zeros_like(s), s)
         return ops.where(ops.abs(s - self.span) <= slack, self.span, s)

@@ -10,8 +10,8 @@ from keras_node import adjoints
 from keras_node import checks
 from keras_node import solvers
 from keras_node.interfaces import Adjoint
-from keras_node.interfaces import Solution
 from keras_node.interfaces import Solver
+from keras_node.solution import Solution
 from keras_node.vector_field import VectorField
 
 
@@ -152,7 +152,7 @@ class ODEBlock(keras.layers.Layer):
             training: Boolean, passed on to `dynamics`.
 
         Returns:
-            A `keras_node.interfaces.Solution`: the final state `y1`, with
+            A `keras_node.solution.Solution`: the final state `y1`, with
             `t_eval` the states `ys` of shape `(T, batch, ...)`, the counters
             `num_evals`, `num_steps`, `num_accepted`, and `success`. It does
             not raise when the solve has failed.

@@ -10,14 +10,12 @@ import keras
 from keras import ops
 from keras import tree
 
-from keras_node import checks
 from keras_node import dense_output
-from keras_node import step_size
 from keras_node import structure
-from keras_node.interfaces import Solution
 from keras_node.interfaces import Solver
-from keras_node.interfaces import Status
 from keras_node.interval import Interval
+from keras_node.solution import Solution
+from keras_node.solution import Status
 from keras_node.tableau import Tableau
 from keras_node.trajectory import Trajectory
 from keras_node.trajectory import rows_like
@@ -277,69 +275,3 @@ def _going(state: _State, span: Any) -> Any:
 
 def _nan_unless(success: Any, y: Any) -> Any:
     return structure.where(success, y, structure.full_like(y, float("nan")))
-
-
-class AdaptiveRungeKutta(RungeKutta):
-    """A Runge-Kutta method that keeps the error of each step in bounds."""
-
-    _config_keys = ("rtol", "atol", "max_steps", "first_step", "per_sample")
-
-    def __init__(
-        self,
-        rtol: float = 1e-3,
-        atol: float = 1e-6,
-        max_steps: int = 4096,
-        first_step: float | None = None,
-        per_sample: bool = False,
-    ):
-        self.rtol = checks.positive_float("rtol", rtol)
-        self.atol = checks.positive_float("atol", atol)
-        self.max_steps = checks.positive_int("max_steps", max_steps)
-        self.first_step = first_step
-        if first_step is not None:
-            self.first_step = checks.positive_float("first_step", first_step)
-        self.per_sample = checks.boolean("per_sample", per_sample)
-
-    def _first_step(self, f, y, slope, span, norm):
-        if self.first_step is not None:
-            return ops.minimum(self.first_step, span), 0
-        dt = step_size.initial_step(
-            f, y, slope, span, self.tableau.order, self.rtol, self.atol, norm
-        )
-        return dt, 1
-
-    def _lands(self, state, span):
-        return span - state.t <= state.dt
-
-    def _judge(self, state, dt, step, norm):
-        b_error = self.tableau.b_error
-        error = structure.combine(dt, b_error, step.slopes[: len(b_error)])
-        ratio = step_size.error_ratio(
-            error, state.y, step.y1, self.rtol, self.atol, norm
-        )
-        next_dt = step_size.next_step(dt, ratio, self.tableau.order)
-        return ratio <= 1, ops.isfinite(ratio), next_dt
-
-
-class FixedRungeKutta(RungeKutta):
-    """A Runge-Kutta method with steps of equal length."""
-
-    _config_keys = ("num_steps",)
-
-    def __init__(self, num_steps: int = 10):
-        self.num_steps = checks.positive_int("num_steps", num_steps)
-
-    @property
-    def max_steps(self) -> int:
-        return self.num_steps
-
-    def _first_step(self, f, y, slope, span, norm):
-        return span / self.num_steps, 0
-
-    def _lands(self, state, span):
-        return state.num_steps + 1 >= self.num_steps
-
-    def _judge(self, state, dt, step, norm):
-        finite = structure.all_finite(step.y1)
-        # There is no shorter step to try.
-        return finite, finite, ops.where(finite, state.dt, 0.0)

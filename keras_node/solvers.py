@@ -4,17 +4,16 @@
 """
 
 from collections.abc import Callable
-from fractions import Fraction as Q
 from typing import Any
 
 import keras
 
 from keras_node import checks
-from keras_node.interfaces import Solution
+from keras_node import tableau
 from keras_node.interfaces import Solver
-from keras_node.runge_kutta import AdaptiveRungeKutta
-from keras_node.runge_kutta import FixedRungeKutta
-from keras_node.tableau import Tableau
+from keras_node.solution import Solution
+from keras_node.step_control import AdaptiveRungeKutta
+from keras_node.step_control import FixedRungeKutta
 
 _register = keras.saving.register_keras_serializable(package="keras_node")
 
@@ -54,94 +53,7 @@ class Dopri5(AdaptiveRungeKutta):
         - [Shampine, 1986](https://doi.org/10.2307/2008219) (dense output)
     """
 
-    tableau = Tableau(
-        order=5,
-        c=(0, Q(1, 5), Q(3, 10), Q(4, 5), Q(8, 9), 1, 1),
-        a=(
-            (),
-            (Q(1, 5),),
-            (Q(3, 40), Q(9, 40)),
-            (Q(44, 45), Q(-56, 15), Q(32, 9)),
-            (
-                Q(19372, 6561),
-                Q(-25360, 2187),
-                Q(64448, 6561),
-                Q(-212, 729),
-            ),
-            (
-                Q(9017, 3168),
-                Q(-355, 33),
-                Q(46732, 5247),
-                Q(49, 176),
-                Q(-5103, 18656),
-            ),
-            (
-                Q(35, 384),
-                0,
-                Q(500, 1113),
-                Q(125, 192),
-                Q(-2187, 6784),
-                Q(11, 84),
-            ),
-        ),
-        b=(
-            Q(35, 384),
-            0,
-            Q(500, 1113),
-            Q(125, 192),
-            Q(-2187, 6784),
-            Q(11, 84),
-            0,
-        ),
-        b_error=(
-            Q(71, 57600),
-            0,
-            Q(-71, 16695),
-            Q(71, 1920),
-            Q(-17253, 339200),
-            Q(22, 525),
-            Q(-1, 40),
-        ),
-        b_dense=(
-            (
-                1,
-                Q(-8048581381, 2820520608),
-                Q(8663915743, 2820520608),
-                Q(-12715105075, 11282082432),
-            ),
-            (0, 0, 0, 0),
-            (
-                0,
-                Q(131558114200, 32700410799),
-                Q(-68118460800, 10900136933),
-                Q(87487479700, 32700410799),
-            ),
-            (
-                0,
-                Q(-1754552775, 470086768),
-                Q(14199869525, 1410260304),
-                Q(-10690763975, 1880347072),
-            ),
-            (
-                0,
-                Q(127303824393, 49829197408),
-                Q(-318862633887, 49829197408),
-                Q(701980252875, 199316789632),
-            ),
-            (
-                0,
-                Q(-282668133, 205662961),
-                Q(2019193451, 616988883),
-                Q(-1453857185, 822651844),
-            ),
-            (
-                0,
-                Q(40617522, 29380423),
-                Q(-110615467, 29380423),
-                Q(69997945, 29380423),
-            ),
-        ),
-    )
+    tableau = tableau.DOPRI5
 
 
 @_register
@@ -244,64 +156,7 @@ class Tsit5(AdaptiveRungeKutta):
         - [Tsitouras, 2011](https://doi.org/10.1016/j.camwa.2011.06.002)
     """
 
-    tableau = Tableau(
-        order=5,
-        c=(0, 0.161, 0.327, 0.9, 0.9800255409045097, 1, 1),
-        a=(
-            (),
-            (0.161,),
-            (-0.008480655492356989, 0.335480655492357),
-            (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
-            (
-                5.325864828439257,
-                -11.748883564062828,
-                7.4955393428898365,
-                -0.09249506636175525,
-            ),
-            (
-                5.86145544294642,
-                -12.92096931784711,
-                8.159367898576159,
-                -0.071584973281401,
-                -0.028269050394068383,
-            ),
-            (
-                0.09646076681806523,
-                0.01,
-                0.4798896504144996,
-                1.379008574103742,
-                -3.290069515436081,
-                2.324710524099774,
-            ),
-        ),
-        b=(
-            0.09646076681806523,
-            0.01,
-            0.4798896504144996,
-            1.379008574103742,
-            -3.290069515436081,
-            2.324710524099774,
-            0,
-        ),
-        b_error=(
-            -0.00178001105222577714,
-            -0.0008164344596567469,
-            0.007880878010261995,
-            -0.1447110071732629,
-            0.5823571654525552,
-            -0.45808210592918697,
-            1 / 66,
-        ),
-        b_dense=(
-            (1, -2.763706197274826, 2.9132554618219126, -1.0530884977290216),
-            (0, 0.1317, -0.2234, 0.1017),
-            (0, 3.9302962368947516, -5.941033872131505, 2.490627285651253),
-            (0, -12.411077166933676, 30.33818863028232, -16.548102889244902),
-            (0, 37.50931341651104, -88.1789048947664, 47.37952196281928),
-            (0, -27.896526289197286, 65.09189467479366, -34.87065786149661),
-            (0, 1.5, -4, 2.5),
-        ),
-    )
+    tableau = tableau.TSIT5
 
 
 @_register
@@ -338,13 +193,7 @@ class Bosh3(AdaptiveRungeKutta):
           https://doi.org/10.1016/0893-9659(89)90079-7)
     """
 
-    tableau = Tableau(
-        order=3,
-        c=(0, Q(1, 2), Q(3, 4), 1),
-        a=((), (Q(1, 2),), (0, Q(3, 4)), (Q(2, 9), Q(1, 3), Q(4, 9))),
-        b=(Q(2, 9), Q(1, 3), Q(4, 9), 0),
-        b_error=(Q(-5, 72), Q(1, 12), Q(1, 9), Q(-1, 8)),
-    )
+    tableau = tableau.BOSH3
 
 
 @_register
@@ -370,7 +219,7 @@ class Euler(FixedRungeKutta):
           2nd edition, section I.7
     """
 
-    tableau = Tableau(order=1, c=(0,), a=((),), b=(1,))
+    tableau = tableau.EULER
 
 
 @_register
@@ -396,7 +245,7 @@ class Midpoint(FixedRungeKutta):
           2nd edition, section II.1, "Runge's method"
     """
 
-    tableau = Tableau(order=2, c=(0, Q(1, 2)), a=((), (Q(1, 2),)), b=(0, 1))
+    tableau = tableau.MIDPOINT
 
 
 @_register
@@ -423,7 +272,7 @@ class Heun(FixedRungeKutta):
           2nd edition, section II.1
     """
 
-    tableau = Tableau(order=2, c=(0, 1), a=((), (1,)), b=(Q(1, 2), Q(1, 2)))
+    tableau = tableau.HEUN
 
 
 @_register
@@ -448,12 +297,7 @@ class RK4(FixedRungeKutta):
           2nd edition, section II.1, "the" Runge-Kutta method
     """
 
-    tableau = Tableau(
-        order=4,
-        c=(0, Q(1, 2), Q(1, 2), 1),
-        a=((), (Q(1, 2),), (0, Q(1, 2)), (0, 0, 1)),
-        b=(Q(1, 6), Q(1, 3), Q(1, 3), Q(1, 6)),
-    )
+    tableau = tableau.RK4
 
 
 ALL = {

@@ -58,20 +58,20 @@ def initial_step(
     d0, d1 = scaled_norm(y0), scaled_norm(f0)
     tiny = ops.logical_or(d0 < 1e-5, d1 < 1e-5)
     h0 = ops.where(tiny, 1e-6, 0.01 * d0 / ops.where(tiny, 1.0, d1))
-    h0 = ops.minimum(h0, span)
+    h0 = structure.smaller(h0, span)
     y1 = structure.add(y0, structure.combine(h0, (1,), [f0]))
     curvature = tree.map_structure(ops.subtract, f(h0, y1), f0)
     d2 = scaled_norm(curvature) / h0
-    steepest = ops.maximum(d1, d2)
+    steepest = structure.larger(d1, d2)
     flat = steepest <= 1e-15
     h1 = ops.where(
         flat,
-        ops.maximum(1e-6, 1e-3 * h0),
+        structure.larger(1e-3 * h0, 1e-6),
         (0.01 / ops.where(flat, 1.0, steepest)) ** (1 / order),
     )
     # A trial step that overflowed says only that h0 is too long.
     h1 = ops.where(ops.isfinite(steepest), h1, 1e-3 * h0)
-    return ops.minimum(ops.minimum(100 * h0, h1), span)
+    return structure.smaller(structure.smaller(100 * h0, h1), span)
 
 
 def error_ratio(
@@ -84,7 +84,7 @@ def error_ratio(
 ) -> Any:
     """The error of a step in units of the error allowed: at most 1 is good."""
     larger = tree.map_structure(
-        lambda a, b: ops.maximum(ops.abs(a), ops.abs(b)), y0, y1
+        lambda a, b: structure.larger(ops.abs(a), ops.abs(b)), y0, y1
     )
     scale = tolerance(larger, rtol, atol)
     return norm(tree.map_structure(ops.divide, error, scale))
@@ -101,5 +101,5 @@ def next_step(dt: Any, ratio: Any, order: int) -> Any:
           2nd edition, section II.4, equation (4.13)
     """
     broken = ops.logical_not(ops.isfinite(ratio))
-    ratio = ops.where(broken, 1e30, ops.maximum(ratio, 1e-30))
+    ratio = ops.where(broken, 1e30, structure.larger(ratio, 1e-30))
     return dt * ops.clip(0.9 * ratio ** (-1 / order), 0.2, 10.0)

@@ -34,6 +34,16 @@ def add(x: Any, y: Any) -> Any:
     return tree.map_structure(ops.add, x, y)
 
 
+def smaller(x: Any, y: Any) -> Any:
+    """`keras.ops.minimum` would round float64 to float32 on PyTorch."""
+    return ops.where(x < y, x, y)
+
+
+def larger(x: Any, y: Any) -> Any:
+    """`keras.ops.maximum` would round float64 to float32 on PyTorch."""
+    return ops.where(x > y, x, y)
+
+
 def where(condition: Any, x: Any, y: Any) -> Any:
     return tree.map_structure(
         lambda a, b: ops.where(expand(condition, a), a, b), x, y

@@ -21,10 +21,10 @@ import tensorflow as tf
 from keras import tree
 
 from keras_node import structure
-from keras_node.interfaces import Solution
 from keras_node.interfaces import Solver
-from keras_node.interfaces import Status
 from keras_node.interval import Interval
+from keras_node.solution import Solution
+from keras_node.solution import Status
 from keras_node.step_size import initial_step
 
 # On import, tf_keras tells of its own deprecated names.

@@ -3,9 +3,16 @@
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# PyTorch's threads stall where anything else runs beside them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import keras
 import pytest
+
+if keras.backend.backend() == "jax":
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
 
 
 @pytest.fixture(autouse=True)

@@ -1,41 +1,84 @@
-"""What the tests share: compiled calls and processes under a time limit."""
+"""What the tests share."""
 
+import contextlib
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
+from keras import ops
+from keras import tree
+
+from keras_node import adjoints
+from keras_node import solvers
+
+ADAPTIVE = [name for name in solvers.ALL if hasattr(solvers.get(name), "rtol")]
+PER_SAMPLE = [
+    name for name in ADAPTIVE if "per_sample" in solvers.get(name).get_config()
+]
+# Every solver with every adjoint that it can go with.
+PAIRS = [
+    (solver, adjoint)
+    for solver in solvers.ALL
+    for adjoint in adjoints.ALL
+    if solvers.get(solver).records or not adjoints.get(adjoint).checkpoints
+]
+
+
+def accurate(name: str, tolerance: float = 1e-8, **kwargs: Any):
+    """The solver of that name, as exact as a tolerance or many steps."""
+    if name in ADAPTIVE:
+        return solvers.get(name, rtol=tolerance, atol=tolerance, **kwargs)
+    return solvers.get(name, num_steps=200)
 
 
 def compilations() -> dict[str, Callable]:
     """Every way in which the backend can run a function, by name."""
+    ways = {"eager": lambda f: f}
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        return {
-            "eager": lambda f: f,
-            "graph": tf.function,
-            "xla": lambda f: tf.function(f, jit_compile=True),
-        }
-    raise NotImplementedError(keras.backend.backend())
+        ways["graph"] = tf.function
+        ways["xla"] = lambda f: tf.function(f, jit_compile=True)
+    if keras.backend.backend() == "jax":
+        import jax
+
+        ways["jit"] = jax.jit
+    return ways
 
 
-def run_python(code: str, limit: float = 120) -> str:
+def untraced() -> contextlib.AbstractContextManager:
+    """Where a Python function sees values in each turn of a loop."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.disable_jit()
+    return contextlib.nullcontext()
+
+
+def numpy(structure: Any) -> Any:
+    return tree.map_structure(ops.convert_to_numpy, structure)
+
+
+def run_python(code: str, limit: float = 120, backend: str = "") -> str:
     """Runs `code` in a process of its own and returns what it prints.
 
     A process that takes longer than `limit` seconds is killed and fails the
     test: a hang is a failure like any other.
     """
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment["KERAS_BACKEND"] = backend or keras.backend.backend()
     result = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         timeout=limit,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        env=environment,
         cwd=Path(__file__).parent,
         check=False,
     )
-    assert result.returncode == 0, result.stderr[-4000:]
+    assert result.returncode == 0, result.stdout + result.stderr[-4000:]
     return result.stdout

@@ -1,12 +1,23 @@
 """Initial value problems with exact solutions."""
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
 
+import keras
 import numpy as np
 import scipy.linalg
 from keras import ops
+
+
+def cos(x):
+    # `keras.ops.cos` rounds float64 to float32 on JAX.
+    framework = importlib.import_module(
+        {"jax": "jax.numpy"}.get(keras.backend.backend())
+        or keras.backend.backend()
+    )
+    return framework.cos(x)
 
 
 class Problem(NamedTuple):
@@ -20,6 +31,7 @@ class Problem(NamedTuple):
     y1: np.ndarray  # the exact solution at t1
     adj_y0: np.ndarray  # the gradient of sum(y1) with respect to y0
     adj_params: np.ndarray  # and to the parameters
+    exact: Callable | None = None  # the solution at any time
 
 
 def exponential(t0: float = 0.0, t1: float = 1.0) -> Problem:
@@ -54,7 +66,7 @@ def linear(matrix: Any, t0: float = 0.0, t1: float = 1.0) -> Problem:
         )
         adj_matrix[i, j] = np.sum(y0 @ derivative)
     return Problem(
-        lambda t, y, matrix: ops.matmul(y, matrix),
+        lambda t, y, matrix: y @ matrix,
         t0,
         t1,
         y0,
@@ -80,7 +92,7 @@ def forced(t0: float = 0.5, t1: float = 2.0) -> Problem:
     y0 = np.array([[0.2], [-0.4]])
     area = (np.sin(5 * t1) - np.sin(5 * t0)) / 5
     return Problem(
-        lambda t, y, p: p * ops.cos(5 * t) * ops.ones_like(y),
+        lambda t, y, p: p * cos(5 * t) * ops.ones_like(y),
         t0,
         t1,
         y0,
@@ -88,6 +100,32 @@ def forced(t0: float = 0.5, t1: float = 2.0) -> Problem:
         y0 + 1.5 * area,
         np.ones_like(y0),
         np.array([2 * area]),
+    )
+
+
+def forced_decay(t0: float = 0.0, t1: float = 2.0) -> Problem:
+    """`y' = p (y - cos t)`, with a right-hand side in state and time."""
+    y0 = np.array([[1.0], [-0.5]])
+    p = -1.0
+
+    def exact(t, p=p):
+        def particular(t):
+            return (p * p * np.cos(t) - p * np.sin(t)) / (1 + p * p)
+
+        return particular(t) + np.exp(p * (t - t0)) * (y0 - particular(t0))
+
+    shift = 1e-6
+    return Problem(
+        lambda t, y, p: p * (y - cos(t)),
+        t0,
+        t1,
+        y0,
+        np.array([p]),
+        exact(t1),
+        np.exp(p * (t1 - t0)) * np.ones_like(y0),
+        np.sum(exact(t1, p + shift) - exact(t1, p - shift), keepdims=True)[0]
+        / (2 * shift),
+        exact,
     )
 
 
@@ -114,5 +152,6 @@ ALL = {
     "matrix exponential": matrix_exponential(),
     "forced": forced(),
     "forced backwards in time": forced(2.0, 0.5),
+    "forced decay": forced_decay(),
     "singular at the end": endpoint_singular(),
 }

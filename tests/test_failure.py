@@ -24,7 +24,7 @@ import numpy as np
 from numpy import inf, nan
 from keras import ops
 from keras_node import adjoints, backend, solvers
-from keras_node.interfaces import Status
+from keras_node.solution import Status
 from helpers import compilations
 
 solver = solvers.get({solver!r}, max_steps=100)

@@ -1,0 +1,91 @@
+"""What a solve returns, and how it says that it failed."""
+
+import enum
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+from keras import ops
+
+from keras_node import backend
+
+
+class Status(enum.IntEnum):
+    """How a solve ended."""
+
+    SUCCESS = 0
+    STEP_LIMIT = 1
+    STEP_UNDERFLOW = 2
+    NON_FINITE = 3
+
+
+_REASONS = {
+    Status.STEP_LIMIT: "the step limit `max_steps` was reached",
+    Status.STEP_UNDERFLOW: (
+        "the error tolerance asks for a step too small to advance time"
+    ),
+    Status.NON_FINITE: (
+        "the state or its slope is NaN or infinite however small the step"
+    ),
+}
+
+_REMEDIES = (
+    "What helps, in this order: check the inputs for NaN and infinite values; "
+    "loosen `rtol` and `atol`; raise `max_steps`; make `dynamics` smoother or "
+    "smaller (bounded activations, smaller weights); choose another solver."
+)
+
+
+class SolverError(RuntimeError):
+    """A solve did not reach the end of `t_span`.
+
+    Raised outside compiled code only. Compiled code cannot raise: there the
+    result of a failed solve is NaN.
+    """
+
+
+class Solution(NamedTuple):
+    """What a solve returns.
+
+    Where the solve failed, all its states are NaN. The time, the counters and
+    the status are scalar tensors, or of shape `(batch,)` when each sample
+    steps for itself.
+    """
+
+    y1: Any  # the state at t1, of the structure of y0
+    ys: Any  # the states at t_eval, (T, batch, ...); () if none were asked for
+    t: Any  # the time reached: t1, unless the solve failed
+    num_evals: Any  # calls of f
+    num_steps: Any  # steps tried: accepted and rejected
+    num_accepted: Any  # steps accepted
+    status: Any  # a `Status`
+    trajectory: Any = ()  # the `Trajectory`, if it was asked for
+
+    @property
+    def success(self) -> Any:
+        """Boolean tensor: whether the solve reached `t1`."""
+        return ops.equal(self.status, int(Status.SUCCESS))
+
+    def check(self, name: str = "solve", remedies: str = _REMEDIES) -> None:
+        """Raises `SolverError` if a solve failed, outside compiled code."""
+        if not backend.is_concrete(self.status):
+            return
+        statuses = np.reshape(ops.convert_to_numpy(self.status), -1)
+        failed = np.flatnonzero(statuses)
+        if not failed.size:
+            return
+
+        def first(x):
+            return np.reshape(ops.convert_to_numpy(x), -1)[failed[0]]
+
+        who = f"The {name}"
+        if len(self.status.shape):
+            who = (
+                f"The {name} of {failed.size} of {statuses.size} samples "
+                f"failed. That of sample {failed[0]}"
+            )
+        raise SolverError(
+            f"{who} stopped at t = {first(self.t):.6g} after "
+            f"{first(self.num_steps)} steps ({first(self.num_accepted)} "
+            f"accepted): {_REASONS[Status(first(self.status))]}. {remedies}"
+        )
