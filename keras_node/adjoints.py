@@ -93,12 +93,12 @@ class BacksolveAdjoint(Adjoint):
                 state,
                 norm=lambda state: structure.rms_norm(state[:2]),
             )
-            if backend.is_concrete(solution.status) and ops.all(
-                solution.success
-            ):
+            if not forward_failed:
                 result.check("backward solve", _BACKSOLVE_REMEDIES)
             return result.y1
 
+        failed = solution.failed()
+        forward_failed = failed is not None and failed.size > 0
         zeros = structure.full_like(params, 0.0)
         state = (solution.y1, adjoint.y1, zeros)
         if t_eval is None:

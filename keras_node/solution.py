@@ -66,13 +66,16 @@ class Solution(NamedTuple):
         """Boolean tensor: whether the solve reached `t1`."""
         return ops.equal(self.status, int(Status.SUCCESS))
 
+    def failed(self) -> np.ndarray | None:
+        """Which solves failed: indices. `None` in compiled code."""
+        if not backend.is_concrete(self.status):
+            return None
+        return np.flatnonzero(ops.convert_to_numpy(self.status))
+
     def check(self, name: str = "solve", remedies: str = _REMEDIES) -> None:
         """Raises `SolverError` if a solve failed, outside compiled code."""
-        if not backend.is_concrete(self.status):
-            return
-        statuses = np.reshape(ops.convert_to_numpy(self.status), -1)
-        failed = np.flatnonzero(statuses)
-        if not failed.size:
+        failed = self.failed()
+        if failed is None or not failed.size:
             return
 
         def first(x):
@@ -81,7 +84,7 @@ class Solution(NamedTuple):
         who = f"The {name}"
         if len(self.status.shape):
             who = (
-                f"The {name} of {failed.size} of {statuses.size} samples "
+                f"The {name} of {failed.size} of {len(self.status)} samples "
                 f"failed. That of sample {failed[0]}"
             )
         raise SolverError(
