@@ -50,6 +50,9 @@ def compilations() -> dict[str, Callable]:
     return ways
 
 
+COMPILED = [how for how in compilations() if how != "eager"]
+
+
 def untraced() -> contextlib.AbstractContextManager:
     """Where a Python function sees values in each turn of a loop."""
     if keras.backend.backend() == "jax":

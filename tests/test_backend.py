@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from helpers import compilations
+from helpers import numpy
 from keras import ops
 
 from keras_node import backend
@@ -16,6 +17,7 @@ def test_vjp_pulls_back_through_structures():
         (x, p),
         {"y": ops.convert_to_tensor([[1.0, 10.0]]), "z": ops.ones(())},
     )
+    out, adj_x, adj_p = numpy((out, adj_x, adj_p))
     np.testing.assert_allclose(out["y"], [[3, 16]])
     np.testing.assert_allclose(adj_x, [[2 * 3 + 1, 10 * 2 * 4 * 2 + 1]])
     np.testing.assert_allclose(adj_p["w"], [1, 10 * 4])
@@ -43,8 +45,10 @@ def test_custom_vjp_uses_the_gradient_given(how):
             ops.ones_like(x),
         )
 
-    out, (adj_x, adj_y) = compilations()[how](run)(
-        ops.convert_to_tensor([1.0, 2.0]), ops.convert_to_tensor([5.0, 6.0])
+    out, (adj_x, adj_y) = numpy(
+        compilations()[how](run)(
+            ops.convert_to_tensor([1.0, 2.0]), ops.convert_to_tensor([5.0, 6.0])
+        )
     )
     np.testing.assert_allclose(out, [11, 14])
     np.testing.assert_allclose(adj_x, [100, 100])
@@ -61,3 +65,14 @@ def test_is_concrete_tells_eager_from_traced(how):
 
     compilations()[how](run)(ops.ones(()))
     assert seen == [how == "eager"]
+
+
+@pytest.mark.parametrize("how", compilations())
+def test_scatter_writes_rows(how):
+    def run(buffer):
+        buffer = buffer + 1  # one of its own, to be written into
+        indices = ops.convert_to_tensor([[2], [0]], "int32")
+        return backend.scatter(buffer, indices, 5 * ops.ones((2, 2)))
+
+    out = numpy(compilations()[how](run)(ops.zeros((3, 2))))
+    np.testing.assert_array_equal(out, [[5, 5], [1, 1], [5, 5]])

@@ -5,10 +5,9 @@ fails its test and leaves the others alone.
 """
 
 import pytest
+from helpers import PAIRS
 from helpers import compilations
 from helpers import run_python
-
-from keras_node import solvers
 
 # dynamics, initial state, and the reason that must be given
 CASES = {
@@ -25,10 +24,11 @@ from numpy import inf, nan
 from keras import ops
 from keras_node import adjoints, backend, solvers
 from keras_node.solution import Status
-from helpers import compilations
+from helpers import compilations, numpy
 
-solver = solvers.get({solver!r}, max_steps=100)
-adjoint = adjoints.BacksolveAdjoint()
+solver, adjoint = solvers.get({solver!r}), adjoints.get({adjoint!r})
+if hasattr(solver, "rtol"):
+    solver.max_steps = 100
 
 for case, (dynamics, y0, reason) in {cases}.items():
     f = eval("lambda t, y, params, frozen: " + dynamics)
@@ -47,26 +47,31 @@ for case, (dynamics, y0, reason) in {cases}.items():
         solution, gradient = wrap(run)(
             ops.convert_to_tensor(eval(y0), "float32")
         )
+        solution, gradient = numpy((solution, gradient))
         assert np.isnan(solution.y1).all(), solution
         assert np.isnan(gradient).all(), gradient
-        assert not bool(solution.success)
-        assert 0 <= float(solution.t) < 2.0, solution
-        assert int(solution.num_steps) <= 100
-        status = Status(int(solution.status)).name
-        assert reason in (None, status), solution
+        assert 0 <= solution.t < 2.0, solution
+        assert solution.num_steps <= 100
+        status = Status(int(solution.status))
+        assert status != Status.SUCCESS
+        if hasattr(solver, "rtol"):
+            assert reason in (None, status.name), solution
 """
 
 
-@pytest.mark.parametrize("solver", solvers.ALL)
-def test_failed_solves_return_nan(solver):
-    printed = run_python(CODE.format(solver=solver, cases=CASES), limit=120)
+@pytest.mark.parametrize("solver, adjoint", PAIRS)
+def test_failed_solves_return_nan(solver, adjoint):
+    printed = run_python(
+        CODE.format(solver=solver, adjoint=adjoint, cases=CASES), limit=200
+    )
     assert len(printed.splitlines()) == len(CASES) * len(compilations())
 
 
 def test_a_user_sees_nan_in_fit_and_an_error_in_eager_calls():
     run_python(
         """
-import keras, numpy as np, keras_node, pytest
+import re, keras, numpy as np, keras_node, pytest
+from helpers import numpy
 
 class Square(keras.layers.Layer):
     def call(self, y):
@@ -79,10 +84,12 @@ good, bad = np.full((4, 2), 0.5, "float32"), np.full((4, 2), 2.0, "float32")
 with pytest.raises(keras_node.SolverError) as caught:
     block(bad)
 message = str(caught.value)
-assert "t = 0.5" in message and "max_steps" in message, message
-np.testing.assert_allclose(block(good), 1.0, rtol=1e-2)
+assert re.search("t = 0.(5|4999)", message), message
+assert "max_steps" in message, message
+np.testing.assert_allclose(numpy(block(good)), 1.0, rtol=1e-2)
 
-for jit in (False, True):
+# PyTorch compiles nothing: there `fit` and `predict` are eager calls.
+for jit in () if keras.backend.backend() == "torch" else (False, True):
     model.compile("adam", "mse", jit_compile=jit)
     assert np.isnan(model.predict(bad, verbose=0)).all()
     assert np.isfinite(model.predict(good, verbose=0)).all()
@@ -93,7 +100,7 @@ for jit in (False, True):
     model.set_weights(before)
 
 model.compile("adam", "mse", run_eagerly=True)
-with pytest.raises(keras_node.SolverError, match="t = 0.5"):
+with pytest.raises(keras_node.SolverError, match="t = 0.(5|4999)"):
     model.fit(bad, good[:, :1], verbose=0)
 """,
         limit=120,

@@ -3,11 +3,14 @@
 import keras
 import numpy as np
 import pytest
+from helpers import PAIRS
+from helpers import PER_SAMPLE
+from helpers import accurate
+from helpers import numpy
 from keras import layers
 from keras import ops
 
 import keras_node
-from keras_node import adjoints
 from keras_node import solvers
 
 
@@ -59,7 +62,7 @@ def test_output_is_the_solution_at_the_end(t_span):
         [-np.sin(angle), np.cos(angle)],
     ]
     x = normal(5, 2)
-    np.testing.assert_allclose(block(x), x @ rotation, atol=1e-4)
+    np.testing.assert_allclose(numpy(block(x)), x @ rotation, atol=1e-4)
     model = keras.Sequential([keras.Input((2,)), block])
     np.testing.assert_allclose(
         model.predict(x, verbose=0), x @ rotation, atol=1e-4
@@ -107,9 +110,13 @@ def test_every_kind_of_dynamics_is_built_with_the_model_and_trains(dynamics):
         assert not np.array_equal(old, ops.convert_to_numpy(new))
 
 
-@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
-@pytest.mark.parametrize("adjoint", adjoints.ALL)
-@pytest.mark.parametrize("solver", solvers.ALL)
+def jit_choices():
+    """What `compile(jit_compile=)` may be: PyTorch's compiler is no subject."""
+    return [False] if keras.backend.backend() == "torch" else [False, True]
+
+
+@pytest.mark.parametrize("jit", jit_choices())
+@pytest.mark.parametrize("solver, adjoint", PAIRS)
 def test_fit_lowers_the_loss_with_a_partial_last_batch(solver, adjoint, jit):
     x, y = labelled(70)
     model = classifier(
@@ -179,7 +186,7 @@ def test_frozen_layers_stay_frozen():
     before = [ops.convert_to_numpy(w) for w in dynamics.layers[0].weights]
     model.fit(*labelled(16), verbose=0)
     for old, new in zip(before, dynamics.layers[0].weights, strict=True):
-        np.testing.assert_array_equal(old, new)
+        np.testing.assert_array_equal(old, ops.convert_to_numpy(new))
 
     block.trainable = False
     model.compile(loss="sparse_categorical_crossentropy", optimizer="sgd")
@@ -197,7 +204,9 @@ def test_a_block_called_twice_shares_its_weights():
     assert len(model.weights) == 1
     x = normal(3, 2)
     twice = linear_block(matrix, t_span=(0, 2), rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(model.predict(x, verbose=0), twice(x), atol=1e-4)
+    np.testing.assert_allclose(
+        model.predict(x, verbose=0), numpy(twice(x)), atol=1e-4
+    )
     model.compile(optimizer="sgd", loss="mse")
     model.fit(x, np.zeros_like(x), verbose=0)
     assert not np.array_equal(block.get_weights()[0], matrix)
@@ -210,11 +219,11 @@ def test_dropout_is_one_mask_a_call_and_another_the_next():
         atol=1e-4,
     )
     x = ops.ones((2, 32))
-    calm, noisy = block.solve(x), block.solve(x, training=True)
-    assert int(noisy.num_steps) <= int(calm.num_steps) + 2
-    again = block.solve(x, training=True)
+    calm, noisy = numpy((block.solve(x), block.solve(x, training=True)))
+    assert noisy.num_steps <= calm.num_steps + 2
+    again = numpy(block.solve(x, training=True))
     assert not np.array_equal(noisy.y1, again.y1)
-    np.testing.assert_array_equal(block(x), block(x))
+    np.testing.assert_array_equal(numpy(block(x)), numpy(block(x)))
 
 
 def test_batch_statistics_move_once_a_call():
@@ -224,10 +233,10 @@ def test_batch_statistics_move_once_a_call():
     x, y = labelled(8)
     x += 5.0
     model.fit(x, y, batch_size=8, verbose=0)
-    np.testing.assert_allclose(norm.moving_mean, 0.1 * x.mean(0), rtol=1e-4)
-    after = ops.convert_to_numpy(norm.moving_mean)
+    mean = numpy(norm.moving_mean.value)
+    np.testing.assert_allclose(mean, 0.1 * x.mean(0), rtol=1e-4)
     model.predict(x, verbose=0)
-    np.testing.assert_array_equal(norm.moving_mean, after)
+    np.testing.assert_array_equal(numpy(norm.moving_mean.value), mean)
 
 
 def test_dtypes_follow_the_policy():
@@ -236,7 +245,7 @@ def test_dtypes_follow_the_policy():
     exact = exact_losses = None
     for policy, tolerance in (
         ("float64", 1e-12),
-        ("float32", 1e-5),
+        ("float32", 2e-4),
         ("mixed_float16", 1e-2),
         ("mixed_bfloat16", 5e-2),
     ):
@@ -261,7 +270,9 @@ def test_solve_tells_what_happened():
     solution = block.solve(np.ones((2, 4), "float32"))
     assert bool(solution.success)
     assert int(solution.num_evals) > int(solution.num_steps) > 0
-    np.testing.assert_array_equal(solution.y1, block(np.ones((2, 4))))
+    np.testing.assert_array_equal(
+        numpy(solution.y1), numpy(block(np.ones((2, 4))))
+    )
 
 
 @pytest.mark.parametrize(
@@ -279,6 +290,7 @@ def test_solve_tells_what_happened():
             "01",
             ("a", "b"),
         ),
+        "t_eval": ([], [0.5, 1.5], 0.5, "half", [[0.5]], [float("nan")]),
         "rtol": (0, -1e-3, float("nan"), "small"),
         "atol": (0, -1e-3, float("inf"), "small"),
         "solver": ("eulerish", 3, None, keras_node.adjoints.BacksolveAdjoint()),
@@ -315,3 +327,72 @@ def test_integer_inputs_are_refused():
         block(np.ones((2, 4), "int32"))
     with pytest.raises(ValueError, match="`inputs`.*Received: dtype int32"):
         block(keras.Input((4,), dtype="int32"))
+
+
+@pytest.mark.parametrize("t_span", [(0.0, 1.0), (1.0, -1.0)])
+@pytest.mark.parametrize("solver", solvers.ALL)
+def test_states_at_many_times_in_any_order(solver, t_span):
+    t_eval = [0.75, t_span[1], 0.25, t_span[0]]
+    matrix = np.array([[0.0, 1.0], [-1.0, 0.0]], "float32")
+    x = normal(5, 2)
+
+    def exact(t):
+        angle = t - t_span[0]
+        cos, sin = np.cos(angle), np.sin(angle)
+        return x @ [[cos, sin], [-sin, cos]]
+
+    block = linear_block(
+        matrix, t_span=t_span, t_eval=t_eval, solver=accurate(solver, 1e-5)
+    )
+    assert block.compute_output_shape((None, 2)) == (None, 4, 2)
+    model = keras.Sequential([keras.Input((2,)), block])
+    assert model.output_shape == (None, 4, 2)
+    expected = np.stack([exact(t) for t in t_eval], axis=1)
+    atol = 0.05 if solver == "euler" else 2e-4
+    np.testing.assert_allclose(model.predict(x, verbose=0), expected, atol=atol)
+    # Times at call time take their place.
+    times = ops.convert_to_tensor([0.5, 0.0], "float32")
+    np.testing.assert_allclose(
+        numpy(block(x, t_eval=times)),
+        np.stack([exact(0.5), exact(0.0)], axis=1),
+        atol=atol,
+    )
+
+
+@pytest.mark.parametrize("solver, adjoint", PAIRS)
+def test_times_may_be_an_input_of_a_model(solver, adjoint):
+    block = keras_node.ODEBlock(network(), solver=solver, adjoint=adjoint)
+    state = keras.Input((4,))
+    model = keras.Model(state, block(state, t_eval=np.array([0.5, 1.0])))
+    assert model.output_shape == (None, 2, 4)
+    model.compile(keras.optimizers.Adam(1e-2), "mse")
+    x = normal(12, 4)
+    y = np.stack([x, -x], axis=1)
+    losses = model.fit(x, y, batch_size=8, epochs=4, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", PER_SAMPLE)
+def test_a_prediction_does_not_depend_on_its_batch_mates(name):
+    solver = solvers.get(name, rtol=1e-3, atol=1e-3, per_sample=True)
+    block = keras_node.ODEBlock(
+        [layers.Dense(16, activation="tanh"), layers.Dense(4)], solver=solver
+    )
+    model = keras.Sequential([keras.Input((4,)), block])
+    x = normal(16, 4) * np.geomspace(0.01, 10, 16)[:, None]
+    together = model.predict(x, verbose=0)
+    for i in range(16):
+        alone = model.predict(x[i : i + 1], verbose=0)[0]
+        np.testing.assert_allclose(together[i], alone, rtol=1e-6, atol=1e-6)
+    assert len(set(numpy(block.solve(x).num_steps).tolist())) > 1
+    x[5] = np.nan
+    with_nan = numpy(block.solve(x).y1)
+    assert np.isnan(with_nan[5]).all()
+    np.testing.assert_allclose(
+        np.delete(with_nan, 5, 0), np.delete(together, 5, 0), rtol=1e-5
+    )
+
+
+def test_an_adjoint_that_needs_a_record_needs_a_solver_that_keeps_one():
+    with pytest.raises(ValueError, match="`solver`.*tsit5.*Received"):
+        keras_node.ODEBlock(network(), adjoint="discrete")

@@ -1,8 +1,12 @@
 """Configs, copies and files."""
 
+import importlib.util
+
 import keras
 import numpy as np
 import pytest
+from helpers import PER_SAMPLE
+from helpers import numpy
 from helpers import run_python
 from keras import layers
 
@@ -37,6 +41,7 @@ def test_config_round_trip():
     block = keras_node.ODEBlock(
         layers.Dense(4),
         t_span=(1, 3),
+        t_eval=(1.5, 3),
         adjoint=adjoints.BacksolveAdjoint(solvers.DormandPrince(rtol=1e-7)),
         rtol=1e-5,
         atol=2e-5,
@@ -47,12 +52,15 @@ def test_config_round_trip():
     again = keras_node.ODEBlock.from_config(config)
     assert again.get_config() == config == block.get_config()
     assert again.t_span == (1.0, 3.0)
+    assert again.t_eval == [1.5, 3.0]
     assert again.name == "flow" and not again.trainable
     assert again.solver.get_config() == block.solver.get_config()
     assert again.adjoint.solver.rtol == 1e-7
 
 
-@pytest.mark.parametrize("solver, adjoint", combinations())
+@pytest.mark.parametrize(
+    "solver, adjoint", [("dormand_prince", "backsolve"), ("tsit5", "discrete")]
+)
 def test_a_fresh_process_predicts_bit_for_bit_the_same(
     solver, adjoint, tmp_path
 ):
@@ -99,6 +107,52 @@ def test_a_clone_has_weights_of_its_own():
     )
 
 
+OTHERS = [
+    name
+    for name, module in (
+        ("tensorflow", "tensorflow"),
+        ("jax", "jax"),
+        ("torch", "torch"),
+    )
+    if importlib.util.find_spec(module) and name != keras.backend.backend()
+]
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_file_predicts_the_same_on_another_backend(other, tmp_path):
+    cases = {name: solvers.get(name) for name in solvers.ALL}
+    for name in PER_SAMPLE:
+        cases[f"{name} per sample"] = solvers.get(name, per_sample=True)
+    for case, solver in cases.items():
+        adjoint = "discrete" if solver.records else "backsolve"
+        made = model(solver, adjoint)
+        made.fit(x, x[:, :2], verbose=0)
+        made.save(tmp_path / f"{case}.keras")
+        np.save(tmp_path / f"{case}.npy", made.predict(x, verbose=0))
+        inner = made.get_layer("flow").solve(x)
+        np.save(tmp_path / f"{case} steps.npy", numpy(inner.num_steps))
+    run_python(
+        f"""
+import keras, numpy as np
+import keras_node
+from helpers import numpy
+assert keras.backend.backend() == "{other}"
+x = np.array({x.tolist()}, "float32")
+for case in {list(cases)}:
+    model = keras.models.load_model(rf"{tmp_path}/{{case}}.keras")
+    y = np.load(rf"{tmp_path}/{{case}}.npy")
+    ours = model.predict(x, verbose=0)
+    np.testing.assert_allclose(ours, y, rtol=2e-5, atol=2e-5, err_msg=case)
+    if case != "dormand_prince":  # TensorFlow Probability's steps differ
+        steps = numpy(model.get_layer("flow").solve(x).num_steps)
+        expected = np.load(rf"{tmp_path}/{{case}} steps.npy")
+        np.testing.assert_array_equal(steps, expected, err_msg=case)
+""",
+        limit=200,
+        backend=other,
+    )
+
+
 def test_importing_is_quiet_and_leaves_tfp_alone():
     out = run_python(
         """
@@ -111,10 +165,13 @@ with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
     block.build((None, 2))
 assert not printed.getvalue(), printed.getvalue()
 assert not any("tensorflow_probability" in m for m in sys.modules)
+if keras.backend.backend() != "tensorflow":
+    assert "tensorflow" not in sys.modules
 with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
     block(keras.ops.ones((1, 2)))
 assert not printed.getvalue(), printed.getvalue()
-assert any("tensorflow_probability" in m for m in sys.modules)
+used = any("tensorflow_probability" in m for m in sys.modules)
+assert used == (keras.backend.backend() == "tensorflow")
 """
     )
     assert out == ""
