@@ -33,6 +33,7 @@ class _State(NamedTuple):
 
     t: Any  # the time elapsed since t0
     dt: Any  # the step to try next
+    rejected: Any  # whether the step before was rejected
     y: Any
     slope: Any  # of y at t, where it is carried from step to step
     num_evals: Any
@@ -176,6 +177,7 @@ class RungeKutta(Solver):
         return _State(
             t=t,
             dt=ops.cast(dt, span.dtype) + t,
+            rejected=count > 0,
             y=y0,
             slope=slope,
             num_evals=count + num_evals + more,
@@ -245,6 +247,7 @@ class RungeKutta(Solver):
         return _State(
             t=t,
             dt=next_dt,
+            rejected=ops.logical_not(accept),
             y=structure.where(accept, step.y1, state.y),
             slope=structure.where(accept, slope, state.slope),
             num_evals=state.num_evals + evals * ops.cast(going, "int32"),

@@ -47,6 +47,10 @@ class AdaptiveRungeKutta(RungeKutta):
             error, state.y, step.y1, self.rtol, self.atol, norm
         )
         next_dt = step_size.next_step(dt, ratio, self.tableau.order)
+        # Just after a rejection a longer step would be rejected again:
+        # Hairer, Norsett, Wanner I, section II.4.
+        capped = structure.smaller(next_dt, dt)
+        next_dt = ops.where(state.rejected, capped, next_dt)
         return ratio <= 1, ops.isfinite(ratio), next_dt
 
 

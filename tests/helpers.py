@@ -26,13 +26,27 @@ PAIRS = [
     for adjoint in adjoints.ALL
     if solvers.get(solver).records or not adjoints.get(adjoint).checkpoints
 ]
+# Every solver once and every adjoint once: for what takes long to compile.
+COVER = [
+    (name, "discrete" if solvers.get(name).records else "backsolve")
+    for name in solvers.ALL
+] + [("tsit5", name) for name in adjoints.ALL if name != "discrete"]
 
 
 def accurate(name: str, tolerance: float = 1e-8, **kwargs: Any):
     """The solver of that name, as exact as a tolerance or many steps."""
     if name in ADAPTIVE:
         return solvers.get(name, rtol=tolerance, atol=tolerance, **kwargs)
-    return solvers.get(name, num_steps=200)
+    return solvers.get(name, num_steps=60)
+
+
+def untraced() -> contextlib.AbstractContextManager:
+    """Where a Python function sees values in each turn of a loop."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.disable_jit()
+    return contextlib.nullcontext()
 
 
 def compilations() -> dict[str, Callable]:
@@ -51,15 +65,6 @@ def compilations() -> dict[str, Callable]:
 
 
 COMPILED = [how for how in compilations() if how != "eager"]
-
-
-def untraced() -> contextlib.AbstractContextManager:
-    """Where a Python function sees values in each turn of a loop."""
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return jax.disable_jit()
-    return contextlib.nullcontext()
 
 
 def numpy(structure: Any) -> Any:

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import PAIRS
+from helpers import COVER
 from helpers import PER_SAMPLE
 from helpers import accurate
 from helpers import numpy
@@ -111,12 +111,13 @@ def test_every_kind_of_dynamics_is_built_with_the_model_and_trains(dynamics):
 
 
 def jit_choices():
-    """What `compile(jit_compile=)` may be: PyTorch's compiler is no subject."""
-    return [False] if keras.backend.backend() == "torch" else [False, True]
+    """What `compile(jit_compile=)` is in use."""
+    choices = {"tensorflow": [False, True], "jax": [True], "torch": [False]}
+    return choices[keras.backend.backend()]
 
 
 @pytest.mark.parametrize("jit", jit_choices())
-@pytest.mark.parametrize("solver, adjoint", PAIRS)
+@pytest.mark.parametrize("solver, adjoint", COVER)
 def test_fit_lowers_the_loss_with_a_partial_last_batch(solver, adjoint, jit):
     x, y = labelled(70)
     model = classifier(
@@ -359,7 +360,7 @@ def test_states_at_many_times_in_any_order(solver, t_span):
     )
 
 
-@pytest.mark.parametrize("solver, adjoint", PAIRS)
+@pytest.mark.parametrize("solver, adjoint", COVER)
 def test_times_may_be_an_input_of_a_model(solver, adjoint):
     block = keras_node.ODEBlock(network(), solver=solver, adjoint=adjoint)
     state = keras.Input((4,))
