@@ -10,12 +10,18 @@ from keras_node import backend
 
 
 def test_vjp_pulls_back_through_structures():
-    x = ops.convert_to_tensor([[1.0, 2.0]])
-    p = {"w": ops.convert_to_tensor([3.0, 4.0]), "unused": ops.ones((3,))}
+    x = ops.convert_to_tensor([[1.0, 2.0]], "float32")
+    p = {
+        "w": ops.convert_to_tensor([3.0, 4.0], "float32"),
+        "unused": ops.ones((3,)),
+    }
     out, (adj_x, adj_p) = backend.vjp(
         lambda x, p: {"y": p["w"] * x**2, "z": ops.sum(x)},
         (x, p),
-        {"y": ops.convert_to_tensor([[1.0, 10.0]]), "z": ops.ones(())},
+        {
+            "y": ops.convert_to_tensor([[1.0, 10.0]], "float32"),
+            "z": ops.ones(()),
+        },
     )
     out, adj_x, adj_p = numpy((out, adj_x, adj_p))
     np.testing.assert_allclose(out["y"], [[3, 16]])

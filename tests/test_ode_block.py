@@ -349,7 +349,8 @@ def test_states_at_many_times_in_any_order(solver, t_span):
     model = keras.Sequential([keras.Input((2,)), block])
     assert model.output_shape == (None, 4, 2)
     expected = np.stack([exact(t) for t in t_eval], axis=1)
-    atol = 0.05 if solver == "euler" else 2e-4
+    order = solvers.ALL[solver].tableau.order
+    atol = {1: 0.2, 2: 1e-2}.get(order, 2e-4)
     np.testing.assert_allclose(model.predict(x, verbose=0), expected, atol=atol)
     # Times at call time take their place.
     times = ops.convert_to_tensor([0.5, 0.0], "float32")
@@ -377,7 +378,9 @@ def test_times_may_be_an_input_of_a_model(solver, adjoint):
 def test_a_prediction_does_not_depend_on_its_batch_mates(name):
     solver = solvers.get(name, rtol=1e-3, atol=1e-3, per_sample=True)
     block = keras_node.ODEBlock(
-        [layers.Dense(16, activation="tanh"), layers.Dense(4)], solver=solver
+        [layers.Dense(16, activation="tanh"), layers.Dense(4)],
+        t_span=(0.0, 4.0),
+        solver=solver,
     )
     model = keras.Sequential([keras.Input((4,)), block])
     x = normal(16, 4) * np.geomspace(0.01, 10, 16)[:, None]

@@ -107,32 +107,24 @@ def test_a_clone_has_weights_of_its_own():
     )
 
 
-OTHERS = [
-    name
-    for name, module in (
-        ("tensorflow", "tensorflow"),
-        ("jax", "jax"),
-        ("torch", "torch"),
-    )
-    if importlib.util.find_spec(module) and name != keras.backend.backend()
-]
-
-
-@pytest.mark.parametrize("other", OTHERS)
-def test_a_file_predicts_the_same_on_another_backend(other, tmp_path):
+def test_a_file_predicts_the_same_on_the_other_backends(tmp_path):
     cases = {name: solvers.get(name) for name in solvers.ALL}
     for name in PER_SAMPLE:
         cases[f"{name} per sample"] = solvers.get(name, per_sample=True)
     for case, solver in cases.items():
-        adjoint = "discrete" if solver.records else "backsolve"
-        made = model(solver, adjoint)
-        made.fit(x, x[:, :2], verbose=0)
+        made = model(solver, "discrete" if solver.records else "backsolve")
+        if case == "tsit5":
+            made.fit(x, x[:, :2], verbose=0)
         made.save(tmp_path / f"{case}.keras")
-        np.save(tmp_path / f"{case}.npy", made.predict(x, verbose=0))
-        inner = made.get_layer("flow").solve(x)
-        np.save(tmp_path / f"{case} steps.npy", numpy(inner.num_steps))
-    run_python(
-        f"""
+        np.save(tmp_path / f"{case}.npy", numpy(made(x)))
+        steps = made.get_layer("flow").solve(x).num_steps
+        np.save(tmp_path / f"{case} steps.npy", numpy(steps))
+    others = {"tensorflow", "jax", "torch"} - {keras.backend.backend()}
+    for other in others:
+        if not importlib.util.find_spec(other):
+            pytest.skip(f"{other} is not installed")
+        run_python(
+            f"""
 import keras, numpy as np
 import keras_node
 from helpers import numpy
@@ -141,16 +133,16 @@ x = np.array({x.tolist()}, "float32")
 for case in {list(cases)}:
     model = keras.models.load_model(rf"{tmp_path}/{{case}}.keras")
     y = np.load(rf"{tmp_path}/{{case}}.npy")
-    ours = model.predict(x, verbose=0)
+    ours = numpy(model(x))
     np.testing.assert_allclose(ours, y, rtol=2e-5, atol=2e-5, err_msg=case)
     if case != "dormand_prince":  # TensorFlow Probability's steps differ
         steps = numpy(model.get_layer("flow").solve(x).num_steps)
         expected = np.load(rf"{tmp_path}/{{case}} steps.npy")
         np.testing.assert_array_equal(steps, expected, err_msg=case)
 """,
-        limit=200,
-        backend=other,
-    )
+            limit=200,
+            backend=other,
+        )
 
 
 def test_importing_is_quiet_and_leaves_tfp_alone():
