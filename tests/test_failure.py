@@ -88,8 +88,9 @@ assert re.search("t = 0.(5|4999)", message), message
 assert "max_steps" in message, message
 np.testing.assert_allclose(numpy(block(good)), 1.0, rtol=1e-2)
 
-# PyTorch compiles nothing: there `fit` and `predict` are eager calls.
-for jit in () if keras.backend.backend() == "torch" else (False, True):
+# Elsewhere `fit` and `predict` are eager calls.
+compiled = {"tensorflow": (False, True), "jax": (True,), "torch": ()}
+for jit in compiled[keras.backend.backend()]:
     model.compile("adam", "mse", jit_compile=jit)
     assert np.isnan(model.predict(bad, verbose=0)).all()
     assert np.isfinite(model.predict(good, verbose=0)).all()
