@@ -35,6 +35,8 @@ class AdaptiveRungeKutta(RungeKutta):
         dt = step_size.initial_step(
             f, y, slope, span, self.tableau.order, self.rtol, self.atol, norm
         )
+        if self.per_sample:
+            dt = structure.smaller(step_size.on_grid(dt), span)
         return dt, 1
 
     def _lands(self, state, span):
@@ -46,11 +48,19 @@ class AdaptiveRungeKutta(RungeKutta):
         ratio = step_size.error_ratio(
             error, state.y, step.y1, self.rtol, self.atol, norm
         )
-        next_dt = step_size.next_step(dt, ratio, self.tableau.order)
+        trusted = ratio
+        if self.per_sample:
+            noise = step_size.noise_ratio(
+                state.y, step.y1, self.rtol, self.atol, norm
+            )
+            trusted = ops.where(ratio < noise, noise, ratio)
+        next_dt = step_size.next_step(dt, trusted, self.tableau.order)
         # Just after a rejection a longer step would be rejected again:
         # Hairer, Norsett, Wanner I, section II.4.
         capped = structure.smaller(next_dt, dt)
         next_dt = ops.where(state.rejected, capped, next_dt)
+        if self.per_sample:
+            next_dt = step_size.on_grid(next_dt)
         return ratio <= 1, ops.isfinite(ratio), next_dt
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import keras
+import numpy as np
 from keras import ops
 from keras import tree
 
@@ -103,3 +105,26 @@ def next_step(dt: Any, ratio: Any, order: int) -> Any:
     broken = ops.logical_not(ops.isfinite(ratio))
     ratio = ops.where(broken, 1e30, structure.larger(ratio, 1e-30))
     return dt * ops.clip(0.9 * ratio ** (-1 / order), 0.2, 10.0)
+
+
+def noise_ratio(
+    y0: Any, y1: Any, rtol: float, atol: float, norm: Callable
+) -> Any:
+    """The error ratio below which an error estimate is rounding noise."""
+    dtype = keras.backend.standardize_dtype(tree.flatten(y0)[0].dtype)
+    eps = float(np.finfo(dtype).eps)
+    rounding = tree.map_structure(
+        lambda a, b: 2 * eps * structure.larger(ops.abs(a), ops.abs(b)), y0, y1
+    )
+    return error_ratio(rounding, y0, y1, rtol, atol, norm)
+
+
+def on_grid(dt: Any) -> Any:
+    """Rounds a step to the nearest power of the fourth root of 2.
+
+    The last digits of an error estimate are noise, which depends on how a
+    matrix product of that batch size rounds. On the grid it does not reach the
+    steps, and so not the solution.
+    """
+    exponent = ops.cast(ops.round(4 * ops.log2(dt)), dt.dtype)
+    return 2 ** (exponent / 4)

@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from keras import tree
 
+# Keras has no public way to tell.
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
+
 
 def vjp(f: Callable, args: tuple, cotangent: Any) -> tuple[Any, tuple]:
     inputs = [x.detach().requires_grad_() for x in tree.flatten(args)]
@@ -75,4 +78,5 @@ def scatter(buffer: Any, indices: Any, updates: Any) -> Any:
 
 
 def is_concrete(x: Any) -> bool:
-    return not torch.compiler.is_compiling()
+    # To build a model Keras runs it on made-up values.
+    return not (torch.compiler.is_compiling() or in_symbolic_scope())
