@@ -11,8 +11,11 @@ from helpers import run_python
 
 # dynamics, initial state, and the reason that must be given
 CASES = {
-    "NaN in one sample": ("-y", "[[1.0], [nan]]", "NON_FINITE"),
-    "infinity in one sample": ("-y", "[[1.0], [inf]]", "NON_FINITE"),
+    "NaN in one sample, infinity in another": (
+        "-y",
+        "[[1.0], [nan], [inf]]",
+        "NON_FINITE",
+    ),
     "a pole": ("y ** 2", "[[1.0], [3.0]]", None),
     "log leaves its domain": ("ops.log(y) - 2", "[[1.0], [0.5]]", None),
     "too stiff for the limit": ("-1e6 * y", "[[1.0]]", "STEP_LIMIT"),

@@ -7,7 +7,7 @@ import torch
 from keras import tree
 
 # Keras has no public way to tell.
-from keras.src.backend.common.symbolic_scope import in_symbolic_scope
+from keras.src.backend import in_symbolic_scope
 
 
 def vjp(f: Callable, args: tuple, cotangent: Any) -> tuple[Any, tuple]:
