@@ -108,7 +108,7 @@ class BacksolveAdjoint(Adjoint):
         # From each time reported back to the one before it, where the state
         # is known and its cotangent comes in; at last to t0.
         dtype = solution.t.dtype
-        times = ops.cast(t_eval, dtype)
+        times = ops.clip(ops.cast(t_eval, dtype), min(t0, t1), max(t0, t1))
         ends = [ops.full((1,), t, dtype=dtype) for t in (t0, t1)]
         times = ops.concatenate([ends[0], times, ends[1]])
 
