@@ -241,14 +241,13 @@ class DiscreteAdjoint(Adjoint):
             )
             return start, *carry
 
-        nan = structure.full_like(adjoint.y1, float("nan"))
         _, _, adj_y0, adj_params = ops.while_loop(
             lambda end, *_: end > 0,
             undo_segment,
             (
                 path.num_steps,
                 path.num_reported - 1,
-                structure.where(solution.success, adjoint.y1, nan),
+                structure.nan_unless(solution.success, adjoint.y1),
                 structure.full_like(params, 0.0),
             ),
         )

@@ -72,6 +72,18 @@ def report(
     )
 
 
+def reported(ys: Any, success: Any) -> Any:
+    """The reports of a solve; NaN, like its end, where it failed."""
+
+    def leaf(rows):
+        mask = success
+        if len(mask.shape):
+            mask = ops.reshape(mask, (1, -1) + (1,) * (len(rows.shape) - 2))
+        return ops.where(mask, rows[:-1], float("nan"))
+
+    return tree.map_structure(leaf, ys)
+
+
 def collect(
     adj_ys: Any, pointer: Any, s_eval: Any, first: Any, t: Any, dt: Any, q: list
 ) -> tuple[Any, Any, list]:

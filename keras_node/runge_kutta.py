@@ -91,12 +91,14 @@ class RungeKutta(Solver):
         )
         success = ops.equal(status, int(Status.SUCCESS))
         end = ops.convert_to_tensor(t1, dtype)
-        trajectory = state.trajectory
+        trajectory, ys = state.trajectory, state.ys
         if trajectory:
             trajectory = trajectory._replace(num_reported=state.num_reported)
+        if s_eval is not None:
+            ys = dense_output.reported(ys, success)
         return Solution(
-            y1=_nan_unless(success, state.y),
-            ys=self._reported(success, state.ys),
+            y1=structure.nan_unless(success, state.y),
+            ys=ys,
             t=ops.where(success, end, interval.time(state.t)),
             num_evals=state.num_evals,
             num_steps=state.num_steps,
@@ -189,6 +191,17 @@ class RungeKutta(Solver):
             trajectory=trajectory,
         )
 
+    def _status(self, going, t, next_dt, num_steps, finite):
+        """Whether a solve that goes on has reason to end here."""
+        spent = ops.where(
+            num_steps >= self.max_steps, int(Status.STEP_LIMIT), 0
+        )
+        cause = ops.where(
+            finite, int(Status.STEP_UNDERFLOW), int(Status.NON_FINITE)
+        )
+        status = ops.where(t + next_dt <= t, cause, spent)
+        return ops.cast(ops.where(going, status, 0), "int32")
+
     def _advance(self, f, state, span, s_eval, norm):
         # Propose: samples that have arrived take a step of no length.
         going = _going(state, span)
@@ -209,17 +222,9 @@ class RungeKutta(Solver):
         accept = ops.logical_and(going, good)
         # Commit. The last step ends at the end, not near it.
         t = ops.where(accept, ops.where(lands, span, state.t + dt), state.t)
-        going_on = ops.logical_and(going, t < span)
         num_steps = state.num_steps + ops.cast(going, "int32")
-        stuck = ops.logical_and(going_on, t + next_dt <= t)
-        spent = ops.logical_and(going_on, num_steps >= self.max_steps)
-        status = ops.where(spent, int(Status.STEP_LIMIT), state.status)
-        status = ops.where(
-            stuck,
-            ops.where(
-                finite, int(Status.STEP_UNDERFLOW), int(Status.NON_FINITE)
-            ),
-            status,
+        status = self._status(
+            ops.logical_and(going, t < span), t, next_dt, num_steps, finite
         )
         slope = step.slopes[-1] if carries else state.slope
         ys, num_reported = state.ys, state.num_reported
@@ -253,28 +258,12 @@ class RungeKutta(Solver):
             num_evals=state.num_evals + evals * ops.cast(going, "int32"),
             num_steps=num_steps,
             num_accepted=state.num_accepted + ops.cast(accept, "int32"),
-            status=ops.cast(status, "int32"),
+            status=ops.where(going, status, state.status),
             ys=ys,
             num_reported=num_reported,
             trajectory=trajectory,
         )
 
-    def _reported(self, success, ys):
-        if isinstance(ys, tuple) and not ys:
-            return ()
-
-        def leaf(rows):
-            mask = success
-            if self.per_sample:
-                mask = ops.reshape(mask, (1, -1) + (1,) * (len(rows.shape) - 2))
-            return ops.where(mask, rows[:-1], float("nan"))
-
-        return tree.map_structure(leaf, ys)
-
 
 def _going(state: _State, span: Any) -> Any:
     return ops.logical_and(state.t < span, ops.equal(state.status, 0))
-
-
-def _nan_unless(success: Any, y: Any) -> Any:
-    return structure.where(success, y, structure.full_like(y, float("nan")))

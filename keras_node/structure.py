@@ -54,6 +54,10 @@ def full_like(y: Any, value: float) -> Any:
     return tree.map_structure(lambda leaf: ops.full_like(leaf, value), y)
 
 
+def nan_unless(success: Any, y: Any) -> Any:
+    return where(success, y, full_like(y, float("nan")))
+
+
 def all_finite(y: Any, per_sample: bool = False) -> Any:
     """Whether every entry is finite: a scalar, or one value per sample."""
     finite = True

@@ -191,7 +191,7 @@ def solve(
         )
     num_evals = results.diagnostics.num_ode_fn_evaluations
     return Solution(
-        y1=tree.map_structure(lambda y: tf.where(success, y, nan), y1),
+        y1=structure.nan_unless(success, y1),
         ys=ys,
         t=tf.where(
             success, tf.cast(t1, dtype), interval.time(state.last_step_start)

@@ -158,6 +158,19 @@ def test_the_discrete_adjoint_evaluates_no_more_than_it_promises(checkpoints):
         assert 6 * steps < backward <= 12 * steps
 
 
+@pytest.mark.parametrize("how", COMPILED)
+def test_the_default_checkpoints_serve_ten_thousand_steps(how):
+    _, (adj_y0, adj_params) = gradients(
+        adjoints.DiscreteAdjoint(),
+        solvers.RK4(num_steps=10_000),
+        problems.rotation(),
+        wrap=compilations()[how],
+    )
+    problem = problems.rotation()
+    np.testing.assert_allclose(adj_y0, problem.adj_y0, atol=1e-10)
+    np.testing.assert_allclose(adj_params, problem.adj_params, atol=1e-10)
+
+
 @pytest.mark.parametrize("solver, adjoint", PAIRS)
 def test_gradients_flow_through_every_state_reported(solver, adjoint):
     # y = exp(r (t - t0)) y0, with both ends, a repeated and two close times.

@@ -239,6 +239,37 @@ def test_a_time_outside_is_reported_as_nan(name):
     assert finite.tolist() == [False, True, True, True, False]
 
 
+def program_size(f, *args):
+    """How many operations the backend compiles."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return str(jax.make_jaxpr(f)(*args)).count("\n")
+    import tensorflow as tf
+
+    graph = tf.function(f).get_concrete_function(*args).graph.as_graph_def()
+    bodies = [function.node_def for function in graph.library.function]
+    return sum(map(len, bodies)) + len(graph.node)
+
+
+@pytest.mark.skipif(not COMPILED, reason="PyTorch compiles nothing")
+@pytest.mark.parametrize("name", solvers.ALL)
+def test_what_is_compiled_does_not_grow_with_the_number_of_reports(name):
+    def size(reports):
+        t_eval = ops.convert_to_tensor(np.linspace(0, 1, reports), "float32")
+        return program_size(
+            lambda y0: (
+                solvers.get(name)
+                .solve(lambda t, y: -y, 0.0, 1.0, y0, t_eval)
+                .ys
+            ),
+            ops.ones((2, 3)),
+        )
+
+    # The shapes of constants make a difference of one or two.
+    assert abs(size(3) - size(300)) <= 2
+
+
 @pytest.mark.parametrize("how", compilations())
 @pytest.mark.parametrize("name", PER_SAMPLE)
 def test_samples_step_for_themselves(name, how):
