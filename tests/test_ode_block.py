@@ -116,8 +116,15 @@ def jit_choices():
     return choices[keras.backend.backend()]
 
 
-@pytest.mark.parametrize("jit", jit_choices())
-@pytest.mark.parametrize("solver, adjoint", COVER)
+@pytest.mark.parametrize(
+    "solver, adjoint, jit",
+    [
+        (solver, adjoint, jit)
+        for jit in jit_choices()
+        for solver, adjoint in COVER
+        if jit == jit_choices()[0] or solver in ("dormand_prince", "tsit5")
+    ],
+)
 def test_fit_lowers_the_loss_with_a_partial_last_batch(solver, adjoint, jit):
     x, y = labelled(70)
     model = classifier(
@@ -330,9 +337,9 @@ def test_integer_inputs_are_refused():
         block(keras.Input((4,), dtype="int32"))
 
 
-@pytest.mark.parametrize("t_span", [(0.0, 1.0), (1.0, -1.0)])
 @pytest.mark.parametrize("solver", solvers.ALL)
-def test_states_at_many_times_in_any_order(solver, t_span):
+def test_states_at_many_times_in_any_order(solver):
+    t_span = (1.0, -1.0)
     t_eval = [0.75, t_span[1], 0.25, t_span[0]]
     matrix = np.array([[0.0, 1.0], [-1.0, 0.0]], "float32")
     x = normal(5, 2)
