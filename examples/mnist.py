@@ -41,8 +41,8 @@ def parse_args():
     add("--learning-rate", type=float, default=1e-3)
     add("--units", type=int, default=20, help="width of the state")
     add("--hidden", type=int, default=10, help="width of the dynamics")
-    add("--solver", default="dormand_prince")
-    add("--adjoint", default="backsolve")
+    add("--solver", choices=keras_node.solvers.ALL, default="dormand_prince")
+    add("--adjoint", choices=keras_node.adjoints.ALL, default="backsolve")
     add("--rtol", type=float, default=1e-3)
     add("--atol", type=float, default=1e-3)
     add("--jit", action="store_true", help="compile with XLA")
@@ -88,6 +88,9 @@ def load_mnist(data_dir):
 
 
 def build_model(args):
+    tolerances = {"rtol": args.rtol, "atol": args.atol}
+    if "rtol" not in keras_node.solvers.get(args.solver).get_config():
+        tolerances = {}  # a solver of fixed step
     inputs = keras.Input((28, 28))
     x = keras.layers.Flatten()(inputs)
     x = keras.layers.Dense(args.units, activation="tanh")(x)
@@ -100,8 +103,7 @@ def build_model(args):
         t_span=(0.0, 1.0),
         solver=args.solver,
         adjoint=args.adjoint,
-        rtol=args.rtol,
-        atol=args.atol,
+        **tolerances,
     )(x)
     return keras.Model(inputs, keras.layers.Dense(10)(x))
 
@@ -161,7 +163,10 @@ def main():
         for images, labels in (train, test)
     )
 
-    model = build_model(args)
+    try:
+        model = build_model(args)
+    except ValueError as error:  # such as a pair that does not go together
+        sys.exit(str(error))
     model.summary()
     model.compile(
         optimizer=keras.optimizers.Adam(args.learning_rate),

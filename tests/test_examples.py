@@ -33,6 +33,13 @@ def test_mnist_learns_saves_and_draws(tmp_path):
     assert model.count_params() == 15700 + 540 + 210
 
 
+def test_mnist_says_in_a_sentence_what_does_not_go_together(tmp_path):
+    result = run("mnist.py", "--adjoint", "discrete", cwd=tmp_path)
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr
+    assert "Received: solver=DormandPrince" in result.stderr
+
+
 def test_mnist_ships_the_digits_it_says():
     with np.load(EXAMPLES / "data" / "mnist-first-1500.npz") as data:
         assert data["images"].shape == (1500, 28, 28)
