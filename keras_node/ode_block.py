@@ -171,7 +171,7 @@ class ODEBlock(keras.layers.Layer):
         times, order = self._times(t_eval, dtype)
         field = VectorField(self.dynamics, bool(training))
         params, frozen = field.params, field.frozen
-        field.advance(self.t_span[0], y0)
+        field.advance(y0)
         solution = self.adjoint.integrate(
             self.solver, field, *self.t_span, y0, params, frozen, times
         )

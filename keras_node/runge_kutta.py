@@ -159,7 +159,7 @@ class RungeKutta(Solver):
         batch = ops.shape(tree.flatten(y0)[0])[:1] if self.per_sample else ()
         count = ops.zeros(batch, dtype="int32")
         t = ops.zeros(batch, dtype=span.dtype)
-        slope, dt, num_evals = y0, None, 0
+        slope, num_evals = y0, 0
         finite = structure.all_finite(y0, self.per_sample)
         if self.tableau.fsal or s_eval is not None:
             slope, num_evals = f(t, y0), 1

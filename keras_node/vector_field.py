@@ -49,8 +49,8 @@ class VectorField:
             dy = self._dynamics(y, training=self._training)
         return ops.cast(dy, y.dtype)
 
-    def advance(self, t: Any, y: Any) -> None:
-        """Lets the layer update its own state, once, from the start `(t, y)`.
+    def advance(self, y: Any) -> None:
+        """Lets the layer update its own state, once, from the start `y`.
 
         This is where seeds move on and moving statistics are updated, as in a
         plain call of the layer.
