@@ -39,11 +39,13 @@ class Config:
 class Solver(Config, abc.ABC):
     """Integrates `dy/dt = f(t, y)` from `t0` to `t1`.
 
-    A solver that `records` can return a `Trajectory`. One that is
-    `per_sample` lets each sample step for itself.
+    A solver that `records` can return a `Trajectory`. One that is `adaptive`
+    keeps its error in bounds, and one that is `per_sample` lets each sample
+    step for itself.
     """
 
     records: ClassVar[bool] = False
+    adaptive: ClassVar[bool] = False
     per_sample: bool = False
 
     @abc.abstractmethod
@@ -56,6 +58,8 @@ class Solver(Config, abc.ABC):
         t_eval: Any = None,
         checkpoints: int = 0,
         norm: Callable | None = None,
+        integrand: Callable | None = None,
+        integral: Any = (),
     ) -> Solution:
         """Solves the initial value problem `y(t0) = y0`.
 
@@ -73,6 +77,11 @@ class Solver(Config, abc.ABC):
             norm: The norm of a state by which errors are judged, if not
                 the root mean square over all entries. TensorFlow
                 Probability's solver has one of its own.
+            integrand: A function of `(t, y)`, integrated along the solution
+                by Gauss-Legendre quadrature in every accepted step. It has
+                no say in the steps. For a solver that `records`, and is not
+                `per_sample`.
+            integral: The structure of tensors that the integral is added to.
 
         Returns:
             A `Solution`. A failed solve returns NaN as `y1`; it never raises.
@@ -83,6 +92,17 @@ class Solver(Config, abc.ABC):
         if not self.per_sample:
             return self
         return self.from_config({**self.get_config(), "per_sample": False})
+
+    def over_step(self, span: float) -> "Solver":
+        """This solver, for intervals that were one step of a solve.
+
+        Args:
+            span: Float, as long as such a step can be.
+
+        Returns:
+            A solver that tries the whole interval first.
+        """
+        raise NotImplementedError(f"{self} cannot go over single steps.")
 
 
 class Adjoint(Config, abc.ABC):

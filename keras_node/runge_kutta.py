@@ -11,7 +11,9 @@ from keras import ops
 from keras import tree
 
 from keras_node import dense_output
+from keras_node import quadrature
 from keras_node import structure
+from keras_node.dense_output import DenseStep
 from keras_node.interfaces import Solver
 from keras_node.interval import Interval
 from keras_node.solution import Solution
@@ -28,6 +30,21 @@ class Step(NamedTuple):
     slopes: list  # the stages, and last the slope at the end if asked for
 
 
+class _Task(NamedTuple):
+    """What is asked of a solve, in elapsed time."""
+
+    f: Callable
+    span: Any
+    norm: Callable
+    s_eval: Any  # the times to report, or None
+    integrand: Callable | None
+
+    @property
+    def dense(self) -> bool:
+        """Whether states inside the steps are wanted."""
+        return self.s_eval is not None or self.integrand is not None
+
+
 class _State(NamedTuple):
     """What the loop carries. `(batch,)` where samples step for themselves."""
 
@@ -42,6 +59,7 @@ class _State(NamedTuple):
     status: Any  # a `Status`; SUCCESS while the solve goes on
     ys: Any  # (T + 1, batch, ...): the states reported; the last row is waste
     num_reported: Any
+    integral: Any
     trajectory: Any
 
 
@@ -65,23 +83,27 @@ class RungeKutta(Solver):
         t_eval: Any = None,
         checkpoints: int = 0,
         norm: Callable | None = None,
+        integrand: Callable | None = None,
+        integral: Any = (),
     ) -> Solution:
         dtype = keras.backend.standardize_dtype(tree.flatten(y0)[0].dtype)
         interval = Interval(t0, t1, dtype)
-        f = interval.field(f)
-        span = interval.span
-        s_eval = None if t_eval is None else interval.elapsed(t_eval)
         if norm is None:
             norm = functools.partial(
                 structure.rms_norm, per_sample=self.per_sample
             )
-        state = self._start(f, y0, span, s_eval, checkpoints, norm)
-
-        def body(state):
-            return (self._advance(f, state, span, s_eval, norm),)
-
+        task = _Task(
+            f=interval.field(f),
+            span=interval.span,
+            norm=norm,
+            s_eval=None if t_eval is None else interval.elapsed(t_eval),
+            integrand=integrand and interval.field(integrand),
+        )
+        state = self._start(task, y0, integral, checkpoints)
         (state,) = ops.while_loop(
-            lambda state: ops.any(_going(state, span)), body, (state,)
+            lambda state: ops.any(_going(state, task.span)),
+            lambda state: (self._advance(task, state),),
+            (state,),
         )
         finite = structure.all_finite(state.y, self.per_sample)
         status = ops.where(
@@ -94,7 +116,7 @@ class RungeKutta(Solver):
         trajectory, ys = state.trajectory, state.ys
         if trajectory:
             trajectory = trajectory._replace(num_reported=state.num_reported)
-        if s_eval is not None:
+        if t_eval is not None:
             ys = dense_output.reported(ys, success)
         return Solution(
             y1=structure.nan_unless(success, state.y),
@@ -104,6 +126,7 @@ class RungeKutta(Solver):
             num_steps=state.num_steps,
             num_accepted=state.num_accepted,
             status=status,
+            integral=structure.nan_unless(ops.all(success), state.integral),
             trajectory=trajectory,
         )
 
@@ -138,10 +161,11 @@ class RungeKutta(Solver):
             slopes.append(f(t + dt, y1))
         return Step(y1, slopes)
 
-    def dense(self, dt: Any, slopes: list) -> list:
-        """The `q` in `y(theta) = y + sum_m q_m theta^(m + 1)` of a step."""
+    def dense(self, t: Any, dt: Any, y: Any, slopes: list) -> DenseStep:
+        """The state inside the step of size `dt` from `(t, y)`."""
         columns = zip(*self.tableau.b_dense, strict=True)
-        return [structure.combine(dt, column, slopes) for column in columns]
+        q = [structure.combine(dt, column, slopes) for column in columns]
+        return DenseStep(t, dt, y, q)
 
     def _first_step(self, f, y, slope, span, norm):
         """The first step, and how many evaluations it took to choose it."""
@@ -155,30 +179,30 @@ class RungeKutta(Solver):
         """Whether a step is good enough, finite, and the next step's size."""
         raise NotImplementedError
 
-    def _start(self, f, y0, span, s_eval, checkpoints, norm):
+    def _start(self, task, y0, integral, checkpoints):
         batch = ops.shape(tree.flatten(y0)[0])[:1] if self.per_sample else ()
         count = ops.zeros(batch, dtype="int32")
-        t = ops.zeros(batch, dtype=span.dtype)
+        t = ops.zeros(batch, dtype=task.span.dtype)
         slope, num_evals = y0, 0
         finite = structure.all_finite(y0, self.per_sample)
-        if self.tableau.fsal or s_eval is not None:
-            slope, num_evals = f(t, y0), 1
+        if self._carries(task):
+            slope, num_evals = task.f(t, y0), 1
             finite = ops.logical_and(
                 finite, structure.all_finite(slope, self.per_sample)
             )
-        dt, more = self._first_step(f, y0, slope, span, norm)
+        dt, more = self._first_step(task.f, y0, slope, task.span, task.norm)
         # No step can be short enough to step off a pole.
         broken = ops.logical_not(finite)
         ys = ()
-        if s_eval is not None:
-            size = ops.shape(s_eval)[0] + 1
+        if task.s_eval is not None:
+            size = ops.shape(task.s_eval)[0] + 1
             ys = structure.full_like(rows_like(y0, size), float("nan"))
         trajectory = ()
         if checkpoints:
             trajectory = Trajectory.empty(t, y0, self.max_steps, checkpoints)
         return _State(
             t=t,
-            dt=ops.cast(dt, span.dtype) + t,
+            dt=ops.cast(dt, t.dtype) + t,
             rejected=count > 0,
             y=y0,
             slope=slope,
@@ -188,8 +212,82 @@ class RungeKutta(Solver):
             status=count + ops.where(broken, int(Status.NON_FINITE), 0),
             ys=ys,
             num_reported=count,
+            integral=integral,
             trajectory=trajectory,
         )
+
+    def _carries(self, task):
+        """Whether the slope at the end of a step starts the next one."""
+        return self.tableau.fsal or task.dense
+
+    def _advance(self, task, state):
+        # Propose: samples that have arrived take a step of no length.
+        going = _going(state, task.span)
+        carries = self._carries(task)
+        lands = self._lands(state, task.span)
+        dt = ops.where(lands, task.span - state.t, state.dt)
+        dt = ops.where(going, dt, ops.zeros_like(dt))
+        slope = state.slope if carries else None
+        step = self.step(task.f, state.t, dt, state.y, slope, end_slope=carries)
+        num_evals = len(step.slopes) - (1 if carries else 0)
+        # Judge.
+        good, finite, next_dt = self._judge(state, dt, step, task.norm)
+        accept = ops.logical_and(going, good)
+        # Commit. The last step ends at the end, not near it.
+        state = self._record(task, state, accept, dt, step)
+        end = ops.where(lands, task.span, state.t + dt)
+        t = ops.where(accept, end, state.t)
+        num_steps = state.num_steps + ops.cast(going, "int32")
+        status = self._status(
+            ops.logical_and(going, t < task.span), t, next_dt, num_steps, finite
+        )
+        slope = step.slopes[-1] if carries else state.slope
+        return state._replace(
+            t=t,
+            dt=next_dt,
+            rejected=ops.logical_not(accept),
+            y=structure.where(accept, step.y1, state.y),
+            slope=structure.where(accept, slope, state.slope),
+            num_evals=state.num_evals + num_evals * ops.cast(going, "int32"),
+            num_steps=num_steps,
+            num_accepted=state.num_accepted + ops.cast(accept, "int32"),
+            status=ops.where(going, status, state.status),
+        )
+
+    def _record(self, task, state, accept, dt, step):
+        """What is kept of a step, if it is accepted, beside its end."""
+        if task.dense:
+            dense = self.dense(state.t, dt, state.y, step.slopes)
+        if task.s_eval is not None:
+            ys, num_reported = dense_output.report(
+                state.ys,
+                state.num_reported,
+                task.s_eval,
+                accept,
+                dense,
+                step.y1,
+            )
+            state = state._replace(ys=ys, num_reported=num_reported)
+        if task.integrand is not None:
+            integral, num_evals = quadrature.add_step(
+                state.integral,
+                task.integrand,
+                self.tableau.order,
+                accept,
+                dense,
+            )
+            state = state._replace(
+                integral=integral, num_evals=state.num_evals + num_evals
+            )
+        if state.trajectory:
+            trajectory = state.trajectory.write(
+                ops.any(accept),
+                state.t,
+                ops.where(accept, dt, ops.zeros_like(dt)),
+                state.y,
+            )
+            state = state._replace(trajectory=trajectory)
+        return state
 
     def _status(self, going, t, next_dt, num_steps, finite):
         """Whether a solve that goes on has reason to end here."""
@@ -201,68 +299,6 @@ class RungeKutta(Solver):
         )
         status = ops.where(t + next_dt <= t, cause, spent)
         return ops.cast(ops.where(going, status, 0), "int32")
-
-    def _advance(self, f, state, span, s_eval, norm):
-        # Propose: samples that have arrived take a step of no length.
-        going = _going(state, span)
-        carries = self.tableau.fsal or s_eval is not None
-        lands = self._lands(state, span)
-        dt = ops.where(lands, span - state.t, state.dt)
-        dt = ops.where(going, dt, ops.zeros_like(dt))
-        step = self.step(
-            f,
-            state.t,
-            dt,
-            state.y,
-            state.slope if carries else None,
-            end_slope=carries,
-        )
-        # Judge.
-        good, finite, next_dt = self._judge(state, dt, step, norm)
-        accept = ops.logical_and(going, good)
-        # Commit. The last step ends at the end, not near it.
-        t = ops.where(accept, ops.where(lands, span, state.t + dt), state.t)
-        num_steps = state.num_steps + ops.cast(going, "int32")
-        status = self._status(
-            ops.logical_and(going, t < span), t, next_dt, num_steps, finite
-        )
-        slope = step.slopes[-1] if carries else state.slope
-        ys, num_reported = state.ys, state.num_reported
-        if s_eval is not None:
-            ys, num_reported = dense_output.report(
-                ys,
-                num_reported,
-                s_eval,
-                accept,
-                state.t,
-                dt,
-                state.y,
-                step.y1,
-                self.dense(dt, step.slopes),
-            )
-        trajectory = state.trajectory
-        if trajectory:
-            trajectory = trajectory.write(
-                ops.any(accept),
-                state.t,
-                ops.where(accept, dt, ops.zeros_like(dt)),
-                state.y,
-            )
-        evals = len(step.slopes) - (1 if carries else 0)
-        return _State(
-            t=t,
-            dt=next_dt,
-            rejected=ops.logical_not(accept),
-            y=structure.where(accept, step.y1, state.y),
-            slope=structure.where(accept, slope, state.slope),
-            num_evals=state.num_evals + evals * ops.cast(going, "int32"),
-            num_steps=num_steps,
-            num_accepted=state.num_accepted + ops.cast(accept, "int32"),
-            status=ops.where(going, status, state.status),
-            ys=ys,
-            num_reported=num_reported,
-            trajectory=trajectory,
-        )
 
 
 def _going(state: _State, span: Any) -> Any:

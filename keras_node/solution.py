@@ -59,6 +59,7 @@ class Solution(NamedTuple):
     num_steps: Any  # steps tried: accepted and rejected
     num_accepted: Any  # steps accepted
     status: Any  # a `Status`
+    integral: Any = ()  # that of the integrand, if one was given
     trajectory: Any = ()  # the `Trajectory`, if it was asked for
 
     @property
@@ -71,6 +72,12 @@ class Solution(NamedTuple):
         if not backend.is_concrete(self.status):
             return None
         return np.flatnonzero(ops.convert_to_numpy(self.status))
+
+    def check_backward(self, forward: "Solution", remedies: str) -> None:
+        """As `check`, for a backward solve; quiet if `forward` had failed."""
+        failed = forward.failed()
+        if failed is not None and not failed.size:
+            self.check("backward solve", remedies)
 
     def check(self, name: str = "solve", remedies: str = _REMEDIES) -> None:
         """Raises `SolverError` if a solve failed, outside compiled code."""

@@ -115,6 +115,8 @@ class DormandPrince(Dopri5):
         t_eval: Any = None,
         checkpoints: int = 0,
         norm: Callable | None = None,
+        integrand: Callable | None = None,
+        integral: Any = (),
     ) -> Solution:
         if keras.backend.backend() != "tensorflow":
             return super().solve(f, t0, t1, y0, t_eval, norm=norm)

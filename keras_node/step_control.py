@@ -5,12 +5,14 @@ from keras import ops
 from keras_node import checks
 from keras_node import step_size
 from keras_node import structure
+from keras_node.interfaces import Solver
 from keras_node.runge_kutta import RungeKutta
 
 
 class AdaptiveRungeKutta(RungeKutta):
     """A Runge-Kutta method that keeps the error of each step in bounds."""
 
+    adaptive = True
     _config_keys = ("rtol", "atol", "max_steps", "first_step", "per_sample")
 
     def __init__(
@@ -28,6 +30,10 @@ class AdaptiveRungeKutta(RungeKutta):
         if first_step is not None:
             self.first_step = checks.positive_float("first_step", first_step)
         self.per_sample = checks.boolean("per_sample", per_sample)
+
+    def over_step(self, span: float) -> Solver:
+        config = self.together().get_config()
+        return self.from_config({**config, "first_step": span})
 
     def _first_step(self, f, y, slope, span, norm):
         if self.first_step is not None:
@@ -75,6 +81,9 @@ class FixedRungeKutta(RungeKutta):
     @property
     def max_steps(self) -> int:
         return self.num_steps
+
+    def over_step(self, span: float) -> Solver:
+        return type(self)(num_steps=1)
 
     def _first_step(self, f, y, slope, span, norm):
         return span / self.num_steps, 0

@@ -30,6 +30,10 @@ def combine(dt: Any, weights: tuple, slopes: list) -> Any:
     return tree.map_structure(leaf, *(k for _, k in terms))
 
 
+def scale(factor: Any, y: Any) -> Any:
+    return tree.map_structure(lambda leaf: expand(factor, leaf) * leaf, y)
+
+
 def add(x: Any, y: Any) -> Any:
     return tree.map_structure(ops.add, x, y)
 
@@ -76,3 +80,24 @@ def rms_norm(y: Any, per_sample: bool = False) -> Any:
         shape = ops.shape(leaf)[1:] if per_sample else ops.shape(leaf)
         size = size + ops.prod(ops.convert_to_tensor(shape, "int32"))
     return ops.sqrt(squares / ops.cast(size, squares.dtype))
+
+
+def unit(y: Any) -> tuple[Any, Any]:
+    """The size of a state, and the state divided by it: its rms is then 1."""
+    # Divided by its peak first: the square of a small gradient underflows.
+    peak, y = _divided(_peak(y), y)
+    size, y = _divided(rms_norm(y), y)
+    return peak * size, y
+
+
+def _peak(y: Any) -> Any:
+    peak = 0.0
+    for leaf in tree.flatten(y):
+        top = ops.max(ops.abs(leaf), initial=0.0)
+        peak = larger(top, ops.full_like(top, peak))
+    return peak
+
+
+def _divided(size: Any, y: Any) -> tuple[Any, Any]:
+    size = ops.where(size > 0, size, ops.ones_like(size))
+    return size, tree.map_structure(lambda leaf: leaf / size, y)

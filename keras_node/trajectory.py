@@ -86,14 +86,29 @@ def rows_like(y: Any, size: int) -> Any:
     )
 
 
-def write_row(buffer: Any, i: Any, y: Any) -> Any:
-    indices = ops.reshape(i, (1, 1))
+def write_row(buffer: Any, row: Any, y: Any) -> Any:
+    """Writes a state into a row, or each sample into a row of its own."""
+    if len(row.shape) == 0:
+        indices = ops.reshape(row, (1, 1))
+        y = tree.map_structure(lambda leaf: leaf[None], y)
+    else:
+        samples = ops.arange(ops.shape(row)[0], dtype="int32")
+        indices = ops.stack([row, samples], axis=-1)
     return tree.map_structure(
-        lambda rows, leaf: backend.scatter(rows, indices, leaf[None]),
-        buffer,
-        y,
+        lambda rows, leaf: backend.scatter(rows, indices, leaf), buffer, y
     )
 
 
-def read_row(buffer: Any, i: Any) -> Any:
-    return tree.map_structure(lambda rows: ops.take(rows, i, axis=0), buffer)
+def read_row(buffer: Any, row: Any) -> Any:
+    """Reads a row, or for each sample a row of its own."""
+    if len(row.shape) == 0:
+        return tree.map_structure(
+            lambda rows: ops.take(rows, row, axis=0), buffer
+        )
+
+    def leaf(rows):
+        index = ops.reshape(row, (1, -1) + (1,) * (len(rows.shape) - 2))
+        index = ops.broadcast_to(index, (1, *ops.shape(rows)[1:]))
+        return ops.take_along_axis(rows, index, axis=0)[0]
+
+    return tree.map_structure(leaf, buffer)

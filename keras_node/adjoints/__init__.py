@@ -1,0 +1,33 @@
+"""The adjoints: how the gradient of a solve is computed.
+
+`ALL` names them, `get` finds them.
+"""
+
+from keras_node import checks
+from keras_node.adjoints.backsolve import BacksolveAdjoint
+from keras_node.adjoints.discrete import DiscreteAdjoint
+from keras_node.adjoints.recorded import GaussAdjoint
+from keras_node.adjoints.recorded import InterpolatingAdjoint
+from keras_node.interfaces import Adjoint
+
+ALL = {
+    "backsolve": BacksolveAdjoint,
+    "discrete": DiscreteAdjoint,
+    "interpolating": InterpolatingAdjoint,
+    "gauss": GaussAdjoint,
+}
+
+
+def get(identifier: str | dict | Adjoint) -> Adjoint:
+    """Finds an adjoint.
+
+    Args:
+        identifier: A name in `ALL`, a config or an `Adjoint`.
+
+    Returns:
+        An `Adjoint`.
+
+    Raises:
+        ValueError: If `identifier` is none of these.
+    """
+    return checks.lookup("adjoint", identifier, ALL, Adjoint)

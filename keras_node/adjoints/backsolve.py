@@ -1,0 +1,128 @@
+"""Gradients by solving backwards in time, the state along with them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+from keras import tree
+
+from keras_node import backend
+from keras_node import checks
+from keras_node import structure
+from keras_node.interfaces import Adjoint
+from keras_node.interfaces import Solver
+from keras_node.solution import Solution
+from keras_node.trajectory import read_row
+
+_REMEDIES = (
+    "The forward solve cannot be traced back in time. What helps, in this "
+    'order: `adjoint="discrete"` with a native solver such as `"tsit5"`; '
+    "smaller `rtol` and `atol`; smoother `dynamics`."
+)
+
+
+@keras.saving.register_keras_serializable(package="keras_node")
+class BacksolveAdjoint(Adjoint):
+    """Gradients by solving an augmented equation backwards in time.
+
+    With `a` the gradient with respect to `y(t)`, the state
+    `(y, a, gradient of the parameters)` is integrated from `t1` back to `t0`:
+
+        dy/dt = f,    da/dt = -a (df/dy),    dg/dt = -a (df/dparams)
+
+    Memory does not depend on the number of steps. The state is computed again
+    on the way back, which is unstable where the forward equation forgets its
+    past (fast decay): there the backward solve fails, and the gradients are
+    NaN; outside compiled code a `keras_node.SolverError` says so. Gradients
+    are as accurate as the tolerances of the solver. The backward pass takes
+    one step size for the whole batch, even where the forward solver is
+    `per_sample`.
+
+    Args:
+        solver: The `keras_node.solvers.Solver` of the backward pass, or
+            `None` for the one of the forward pass. Defaults to `None`.
+
+    Raises:
+        ValueError: If `solver` is neither.
+
+    Reference:
+        - [Chen et al., 2018](https://arxiv.org/abs/1806.07366), appendix B
+    """
+
+    _config_keys = ("solver",)
+
+    def __init__(self, solver: Solver | None = None):
+        self.solver = solver
+        if solver is not None:
+            self.solver = checks.lookup("solver", solver, {}, Solver)
+
+    def pullback(
+        self,
+        solver: Solver,
+        f: Callable,
+        t0: float,
+        t1: float,
+        t_eval: Any,
+        solution: Solution,
+        params: Any,
+        adjoint: Solution,
+    ) -> tuple[Any, Any]:
+        # The gradient of the parameters is one for all samples.
+        backward = (self.solver or solver).together()
+
+        def augmented(t, state):
+            y, adj_y, _ = state
+            dy, (vjp_y, vjp_params) = backend.vjp(
+                lambda y, params: f(t, y, params), (y, params), adj_y
+            )
+            minus = tree.map_structure(ops.negative, (vjp_y, vjp_params))
+            return dy, *minus
+
+        def back(start, end, state):
+            # Nothing depends on the integral of the parameters' gradient, so
+            # that its error is of no account: Kidger et al., 2021.
+            result = backward.solve(
+                augmented,
+                start,
+                end,
+                state,
+                norm=lambda state: structure.rms_norm(state[:2]),
+            )
+            result.check_backward(solution, _REMEDIES)
+            return result.y1
+
+        # The adjoint equation is linear: its error is judged relative to its
+        # size, and the scale of the loss is of no account.
+        scale, (adj_y1, adj_ys) = structure.unit((adjoint.y1, adjoint.ys))
+        zeros = structure.full_like(params, 0.0)
+        state = (solution.y1, adj_y1, zeros)
+        if t_eval is None:
+            _, *gradients = back(t1, t0, state)
+            return tuple(structure.scale(scale, x) for x in gradients)
+
+        # From each time reported back to the one before it, where the state
+        # is known and its cotangent comes in; at last to t0.
+        dtype = solution.t.dtype
+        times = ops.clip(ops.cast(t_eval, dtype), min(t0, t1), max(t0, t1))
+        ends = [ops.full((1,), t, dtype=dtype) for t in (t0, t1)]
+        times = ops.concatenate([ends[0], times, ends[1]])
+
+        def jump(j, state):
+            y, adj_y, adj_params = back(
+                ops.take(times, j + 1), ops.take(times, j), state
+            )
+            reported = j > 0
+            row = ops.maximum(j - 1, 0)
+            y = structure.where(reported, read_row(solution.ys, row), y)
+            adj = read_row(adj_ys, row)
+            adj = structure.where(reported, adj, structure.full_like(adj, 0.0))
+            return j - 1, (y, structure.add(adj_y, adj), adj_params)
+
+        last = ops.shape(times)[0] - 2
+        _, (_, *gradients) = ops.while_loop(
+            lambda j, state: j >= 0,
+            jump,
+            (ops.convert_to_tensor(last, "int32"), state),
+        )
+        return tuple(structure.scale(scale, x) for x in gradients)
