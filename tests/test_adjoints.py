@@ -21,7 +21,6 @@ from keras_node import backend
 from keras_node import solvers
 from keras_node.step_control import FixedRungeKutta
 
-
 RECORDED = [name for name in adjoints.ALL if adjoints.get(name).checkpoints]
 
 
@@ -231,7 +230,7 @@ def test_compiled_and_eager_gradients_agree(solver, adjoint, how):
     eager, other = (
         gradients(
             adjoints.get(adjoint),
-            solvers.get(solver),
+            accurate(solver, 1e-5),
             problem,
             "float32",
             wrap,
@@ -240,7 +239,7 @@ def test_compiled_and_eager_gradients_agree(solver, adjoint, how):
         for wrap in (compilations()["eager"], compilations()[how])
     )
     for a, b in zip(eager, other, strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("solver, adjoint", COVER)
