@@ -40,7 +40,7 @@ class Solver(Config, abc.ABC):
     """Integrates `dy/dt = f(t, y)` from `t0` to `t1`.
 
     A solver that `records` can return a `Trajectory`. One that is `adaptive`
-    keeps its error in bounds, and one that is `per_sample` lets each sample
+    keeps its error in bounds, by `rtol` and `atol`, and one that is `per_sample` lets each sample
     step for itself.
     """
 
@@ -120,6 +120,7 @@ class Adjoint(Config, abc.ABC):
         f: Callable,
         t0: float,
         t1: float,
+        y0: Any,
         t_eval: Any,
         solution: Solution,
         params: Any,
@@ -132,6 +133,7 @@ class Adjoint(Config, abc.ABC):
             f: The right-hand side, `f(t, y, params)`.
             t0: Float, the initial time of the forward solve.
             t1: Float, its final time.
+            y0: The initial state.
             t_eval: The times reported, or `None`.
             solution: The `Solution` of the forward solve.
             params: What `f` took as its third argument.
@@ -182,16 +184,17 @@ class Adjoint(Config, abc.ABC):
                 t_eval=times if reports else None,
                 checkpoints=self.checkpoints,
             )
-            residuals = (solution, params, constants)
+            residuals = (y0, solution, params, constants)
             return solution._replace(trajectory=()), residuals
 
         def backward(residuals, adjoint):
-            solution, params, (frozen, times) = residuals
+            y0, solution, params, (frozen, times) = residuals
             return self.pullback(
                 solver,
                 lambda t, y, params: f(t, y, params, frozen),
                 t0,
                 t1,
+                y0,
                 times if reports else None,
                 solution,
                 params,

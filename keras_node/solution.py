@@ -17,6 +17,7 @@ class Status(enum.IntEnum):
     STEP_LIMIT = 1
     STEP_UNDERFLOW = 2
     NON_FINITE = 3
+    ASTRAY = 4
 
 
 _REASONS = {
@@ -26,6 +27,10 @@ _REASONS = {
     ),
     Status.NON_FINITE: (
         "the state or its slope is NaN or infinite however small the step"
+    ),
+    Status.ASTRAY: (
+        "the state traced back misses the one that the forward solve came "
+        "from by more than a tenth"
     ),
 }
 

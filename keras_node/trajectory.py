@@ -59,7 +59,9 @@ class Trajectory(NamedTuple):
         slots = ops.where(full, kept_first, self.slots)
         stride = ops.where(full, 2 * self.stride, self.stride)
         store = ops.logical_and(keep, ops.equal(n % stride, 0))
-        row = ops.where(store, ops.take(slots, n // stride), size)
+        # A step that is not kept may find all slots taken.
+        slot = ops.take(slots, ops.minimum(n // stride, size - 1))
+        row = ops.where(store, slot, size)
         index = ops.where(keep, n, self.t.shape[0] - 1)
         return self._replace(
             t=write_row(self.t, index, t),

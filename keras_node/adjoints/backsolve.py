@@ -13,6 +13,7 @@ from keras_node import structure
 from keras_node.interfaces import Adjoint
 from keras_node.interfaces import Solver
 from keras_node.solution import Solution
+from keras_node.solution import Status
 from keras_node.trajectory import read_row
 
 _REMEDIES = (
@@ -63,6 +64,7 @@ class BacksolveAdjoint(Adjoint):
         f: Callable,
         t0: float,
         t1: float,
+        y0: Any,
         t_eval: Any,
         solution: Solution,
         params: Any,
@@ -79,7 +81,7 @@ class BacksolveAdjoint(Adjoint):
             minus = tree.map_structure(ops.negative, (vjp_y, vjp_params))
             return dy, *minus
 
-        def back(start, end, state):
+        def back(start, end, state, expected):
             # Nothing depends on the integral of the parameters' gradient, so
             # that its error is of no account: Kidger et al., 2021.
             result = backward.solve(
@@ -89,8 +91,14 @@ class BacksolveAdjoint(Adjoint):
                 state,
                 norm=lambda state: structure.rms_norm(state[:2]),
             )
+            astray = _astray(
+                (solver, backward), result.y1[0], state[0], expected
+            )
+            astray = ops.logical_and(result.success, astray)
+            status = ops.where(astray, int(Status.ASTRAY), result.status)
+            result = result._replace(status=status)
             result.check_backward(solution, _REMEDIES)
-            return result.y1
+            return structure.nan_unless(result.success, result.y1)
 
         # The adjoint equation is linear: its error is judged relative to its
         # size, and the scale of the loss is of no account.
@@ -98,7 +106,7 @@ class BacksolveAdjoint(Adjoint):
         zeros = structure.full_like(params, 0.0)
         state = (solution.y1, adj_y1, zeros)
         if t_eval is None:
-            _, *gradients = back(t1, t0, state)
+            _, *gradients = back(t1, t0, state, y0)
             return tuple(structure.scale(scale, x) for x in gradients)
 
         # From each time reported back to the one before it, where the state
@@ -109,15 +117,15 @@ class BacksolveAdjoint(Adjoint):
         times = ops.concatenate([ends[0], times, ends[1]])
 
         def jump(j, state):
-            y, adj_y, adj_params = back(
-                ops.take(times, j + 1), ops.take(times, j), state
-            )
             reported = j > 0
             row = ops.maximum(j - 1, 0)
-            y = structure.where(reported, read_row(solution.ys, row), y)
+            expected = structure.where(reported, read_row(solution.ys, row), y0)
+            _, adj_y, adj_params = back(
+                ops.take(times, j + 1), ops.take(times, j), state, expected
+            )
             adj = read_row(adj_ys, row)
             adj = structure.where(reported, adj, structure.full_like(adj, 0.0))
-            return j - 1, (y, structure.add(adj_y, adj), adj_params)
+            return j - 1, (expected, structure.add(adj_y, adj), adj_params)
 
         last = ops.shape(times)[0] - 2
         _, (_, *gradients) = ops.while_loop(
@@ -126,3 +134,17 @@ class BacksolveAdjoint(Adjoint):
             (ops.convert_to_tensor(last, "int32"), state),
         )
         return tuple(structure.scale(scale, x) for x in gradients)
+
+
+def _astray(solvers: tuple, y: Any, start: Any, expected: Any) -> Any:
+    """Whether `y`, traced back from `start`, is far from the `expected`.
+
+    By a tenth, and what the tolerances of both solves explain.
+    """
+    gap = structure.rms_norm(tree.map_structure(ops.subtract, y, expected))
+    size = structure.larger(
+        structure.rms_norm(start), structure.rms_norm(expected)
+    )
+    rtol = max((x.rtol for x in solvers if x.adaptive), default=0.0)
+    atol = max((x.atol for x in solvers if x.adaptive), default=0.0)
+    return gap > (0.1 + 10 * rtol) * size + 10 * atol

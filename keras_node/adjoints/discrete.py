@@ -67,6 +67,7 @@ class DiscreteAdjoint(Adjoint):
         f: Callable,
         t0: float,
         t1: float,
+        y0: Any,
         t_eval: Any,
         solution: Solution,
         params: Any,

@@ -120,6 +120,7 @@ class RecordedAdjoint(Adjoint):
         f: Callable,
         t0: float,
         t1: float,
+        y0: Any,
         t_eval: Any,
         solution: Solution,
         params: Any,
