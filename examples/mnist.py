@@ -2,12 +2,14 @@
 
     python examples/mnist.py                      # 1,500 digits, in seconds
     python examples/mnist.py --dataset mnist      # all 70,000, downloaded
+    python examples/mnist.py --compare            # every adjoint, side by side
 
 The network is the one of the Lux.jl tutorial "MNIST Classification using
 Neural ODEs". Digits: Y. LeCun, C. Cortes, C. Burges, CC BY-SA 3.0.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -25,6 +27,7 @@ import keras_node
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
+DYNAMICS = ("list", "functional", "subclassed")
 DIGITS = Path(__file__).parent / "data" / "mnist-first-1500.npz"
 
 
@@ -43,12 +46,17 @@ def parse_args():
     add("--hidden", type=int, default=10, help="width of the dynamics")
     add("--solver", choices=keras_node.solvers.ALL, default="dormand_prince")
     add("--adjoint", choices=keras_node.adjoints.ALL, default="backsolve")
+    add("--dynamics", choices=DYNAMICS, default="list", help="form of the ODE")
     add("--rtol", type=float, default=1e-3)
     add("--atol", type=float, default=1e-3)
     add("--jit", action="store_true", help="compile with XLA")
+    add("--compare", action="store_true", help="train with every adjoint")
     add("--seed", type=int, default=0)
     add("--model", default="mnist.keras", help="file to save the model to")
-    add("--picture", default="mnist.png", help="file for the curves")
+    add(
+        "--picture",
+        help="file for the curves (default: mnist.png, compare.png)",
+    )
     return parser.parse_args()
 
 
@@ -87,7 +95,39 @@ def load_mnist(data_dir):
     return tfds.as_numpy(splits)
 
 
-def build_model(args):
+@keras.saving.register_keras_serializable(package="examples")
+class Dynamics(keras.Model):
+    """The right-hand side as a subclassed model."""
+
+    def __init__(self, widths, **kwargs):
+        super().__init__(**kwargs)
+        self.widths = widths
+        self.stack = [keras.layers.Dense(n, activation="tanh") for n in widths]
+
+    def call(self, y):
+        for layer in self.stack:
+            y = layer(y)
+        return y
+
+    def get_config(self):
+        return {**super().get_config(), "widths": self.widths}
+
+
+def build_dynamics(args):
+    """One network, in one of the forms that an `ODEBlock` takes."""
+    widths = [args.hidden, args.hidden, args.units]
+    if args.dynamics == "subclassed":
+        return Dynamics(widths)
+    layers = [keras.layers.Dense(n, activation="tanh") for n in widths]
+    if args.dynamics == "list":
+        return layers
+    inputs = y = keras.Input((args.units,))
+    for layer in layers:
+        y = layer(y)
+    return keras.Model(inputs, y)
+
+
+def build_model(args, dynamics, **kwargs):
     tolerances = {"rtol": args.rtol, "atol": args.atol}
     if "rtol" not in keras_node.solvers.get(args.solver).get_config():
         tolerances = {}  # a solver of fixed step
@@ -95,17 +135,21 @@ def build_model(args):
     x = keras.layers.Flatten()(inputs)
     x = keras.layers.Dense(args.units, activation="tanh")(x)
     x = keras_node.ODEBlock(
-        [
-            keras.layers.Dense(args.hidden, activation="tanh"),
-            keras.layers.Dense(args.hidden, activation="tanh"),
-            keras.layers.Dense(args.units, activation="tanh"),
-        ],
+        dynamics,
         t_span=(0.0, 1.0),
         solver=args.solver,
         adjoint=args.adjoint,
+        name="ode",
         **tolerances,
     )(x)
-    return keras.Model(inputs, keras.layers.Dense(10)(x))
+    model = keras.Model(inputs, keras.layers.Dense(10)(x))
+    model.compile(
+        optimizer=keras.optimizers.Adam(args.learning_rate),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        **kwargs,
+    )
+    return model
 
 
 class Report(keras.callbacks.Callback):
@@ -124,7 +168,7 @@ class Report(keras.callbacks.Callback):
         evaluate = self.model.evaluate
         loss, train = evaluate(*self.train, batch_size=512, verbose=0)
         test_loss, test = evaluate(*self.test, batch_size=512, verbose=0)
-        self.rows.append((loss, test_loss, train, test))
+        self.rows.append((seconds, loss, test_loss, train, test))
         print(
             f"epoch {epoch + 1:2d}   {seconds:6.2f} s   "
             f"train {train:6.1%}   test {test:6.1%}",
@@ -132,65 +176,151 @@ class Report(keras.callbacks.Callback):
         )
 
 
-def draw(rows, path):
-    epochs = range(1, len(rows) + 1)
-    loss, test_loss, train, test = zip(*rows, strict=True)
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(8, 3), layout="constrained"
+def train(args, model, data):
+    """Fits the model and returns a row for each epoch."""
+    keras.utils.set_random_seed(args.seed)
+    report = Report(*data)
+    model.fit(
+        *data[0],
+        batch_size=args.batch_size,
+        epochs=args.epochs,
+        callbacks=[report, keras.callbacks.TerminateOnNaN()],
+        verbose=0,
     )
-    for axis, title, curves in (
-        (left, "loss", (loss, test_loss)),
-        (right, "accuracy", (train, test)),
+    return report.rows
+
+
+def draw(axes, rows, **style):
+    """Draws the loss into one of the axes and the accuracy into the other."""
+    epochs = range(1, len(rows) + 1)
+    _, loss, test_loss, train, test = zip(*rows, strict=True)
+    label = style.pop("label", "")
+    for axis, curves in zip(
+        axes, ((loss, test_loss), (train, test)), strict=True
     ):
-        for label, curve in zip(("train", "test"), curves, strict=True):
-            axis.plot(epochs, curve, "o-", ms=4, label=label)
+        for name, curve, line in zip(
+            ("train", "test"), curves, ("o-", "s--"), strict=True
+        ):
+            axis.plot(
+                epochs, curve, line, ms=4, label=f"{label} {name}", **style
+            )
+
+
+@contextlib.contextmanager
+def picture(path):
+    """Axes for the loss and for the accuracy, to be saved under `path`."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    for axis, title in zip(axes, ("loss", "accuracy"), strict=True):
         axis.set(title=title, xlabel="epoch")
         axis.grid(alpha=0.3)
-    left.set_ylim(bottom=0)
-    left.legend()
+    yield axes
+    axes[0].set_ylim(bottom=0)
+    axes[0].legend(fontsize="x-small")
     figure.savefig(path, dpi=120)
+    print(f"{path} shows the curves")
+
+
+def learn(args, data):
+    """Trains one model, saves it and loads it again."""
+    try:
+        model = build_model(
+            args, build_dynamics(args), jit_compile=args.jit or "auto"
+        )
+    except ValueError as error:  # such as a pair that does not go together
+        sys.exit(str(error))
+    model.summary()
+    rows = train(args, model, data)
+    model.save(args.model)
+    loaded = keras.models.load_model(args.model)
+    images = data[1][0]
+    expected = model.predict(images, verbose=0)
+    if not np.array_equal(loaded.predict(images, verbose=0), expected):
+        sys.exit(f"The model loaded from {args.model} predicts otherwise.")
+    print(f"{args.model} saved and loaded: equal predictions, bit for bit")
+    with picture(args.picture or "mnist.png") as axes:
+        draw(axes, rows)
+
+
+class Count(keras.layers.Layer):
+    """Passes on what it gets, and counts how often."""
+
+    calls = 0
+
+    def call(self, x):
+        Count.calls += 1
+        return x
+
+
+def evaluations(args, data):
+    """How often a training step evaluates `f`: forward, and in all.
+
+    Counted where nothing is compiled: there every evaluation is a call.
+    """
+    args = argparse.Namespace(**{**vars(args), "dynamics": "list"})
+    compiled = contextlib.nullcontext()
+    if keras.backend.backend() == "jax":
+        import jax
+
+        compiled = jax.disable_jit()
+    dynamics = [Count(), *build_dynamics(args)]
+    keras.utils.set_random_seed(args.seed)
+    model = build_model(args, dynamics, run_eagerly=True, jit_compile=False)
+    images, labels = (x[: args.batch_size] for x in data[0])
+    counts = []
+    with compiled:
+        for run in (model, lambda x: model.train_on_batch(x, labels)):
+            Count.calls = 0
+            run(images)
+            counts.append(Count.calls)
+    return counts
+
+
+def compare(args, data):
+    """Trains the same model with every adjoint, from the same weights."""
+    native = keras_node.solvers.get(args.solver).records
+    native = args.solver if native else "tsit5"
+    pairs = [(native, adjoint) for adjoint in keras_node.adjoints.ALL]
+    weights, table = None, []
+    with picture(args.picture or "compare.png") as axes:
+        for pair in [("dormand_prince", "backsolve"), *pairs]:
+            args.solver, args.adjoint = pair
+            print("\n{}, {}".format(*pair))
+            keras.utils.set_random_seed(args.seed)
+            model = build_model(
+                args, build_dynamics(args), jit_compile=args.jit or "auto"
+            )
+            weights = weights or model.get_weights()
+            model.set_weights(weights)
+            rows = train(args, model, data)
+            draw(axes, rows, label=", ".join(pair), alpha=0.6)
+            forward, both = evaluations(args, data)
+            table.append((pair, rows, forward, both - forward))
+    print(
+        "\n| solver, adjoint | first epoch | later epochs | train | test "
+        "| `f` forward | backward |\n|---|---|---|---|---|---|---|"
+    )
+    for pair, rows, forward, backward in table:
+        first, *later = [row[0] for row in rows]
+        *_, train_accuracy, test_accuracy = rows[-1]
+        print(
+            f"| {', '.join(pair)} | {first:.1f} s | {min(later):.2f} to "
+            f"{max(later):.2f} s | {train_accuracy:.1%} | {test_accuracy:.1%} "
+            f"| {forward} | {backward} |"
+        )
 
 
 def main():
     args = parse_args()
     keras.utils.set_random_seed(args.seed)
     if args.dataset == "mnist":
-        train, test = load_mnist(args.data_dir)
+        data = load_mnist(args.data_dir)
     else:
-        train, test = load_digits()
-    train, test = (
+        data = load_digits()
+    data = [
         (images.reshape(-1, 28, 28).astype("float32") / 255, labels)
-        for images, labels in (train, test)
-    )
-
-    try:
-        model = build_model(args)
-    except ValueError as error:  # such as a pair that does not go together
-        sys.exit(str(error))
-    model.summary()
-    model.compile(
-        optimizer=keras.optimizers.Adam(args.learning_rate),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-        jit_compile=args.jit or "auto",
-    )
-    report = Report(train, test)
-    model.fit(
-        *train,
-        batch_size=args.batch_size,
-        epochs=args.epochs,
-        callbacks=[report, keras.callbacks.TerminateOnNaN()],
-        verbose=0,
-    )
-
-    model.save(args.model)
-    loaded = keras.models.load_model(args.model)
-    expected = model.predict(test[0], verbose=0)
-    if not np.array_equal(loaded.predict(test[0], verbose=0), expected):
-        sys.exit(f"The model loaded from {args.model} predicts otherwise.")
-    print(f"{args.model} saved and loaded: equal predictions, bit for bit")
-    draw(report.rows, args.picture)
-    print(f"{args.picture} shows the curves")
+        for images, labels in data
+    ]
+    (compare if args.compare else learn)(args, data)
 
 
 if __name__ == "__main__":

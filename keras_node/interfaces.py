@@ -40,8 +40,8 @@ class Solver(Config, abc.ABC):
     """Integrates `dy/dt = f(t, y)` from `t0` to `t1`.
 
     A solver that `records` can return a `Trajectory`. One that is `adaptive`
-    keeps its error in bounds, by `rtol` and `atol`, and one that is `per_sample` lets each sample
-    step for itself.
+    keeps its error in bounds, by `rtol` and `atol`. One that is `per_sample`
+    lets each sample step for itself.
     """
 
     records: ClassVar[bool] = False

@@ -1,8 +1,8 @@
-"""The memory of a long solve with its gradient.
+"""The memory of a gradient against the number of steps, for each adjoint.
 
-Trains one step of a block of 2,000 accepted steps on a state of shape
-(128, 256) and prints by how much the process grew beyond what the same model
-takes with a solve of two steps.
+Trains one step of a block that takes 10 to 10,000 steps of RK4 on a state of
+shape (128, 256), each in a process of its own, and prints by how much the
+process grew beyond what the same model takes with a solve of two steps.
 
     KERAS_BACKEND=jax python tests/benchmarks/memory.py
 """
@@ -11,6 +11,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import argparse
 import resource
 import subprocess
 import sys
@@ -21,16 +22,14 @@ import numpy as np
 import keras_node
 
 SHAPE = (128, 256)
-STEPS = 2000
+STEPS = (10, 100, 1000, 10_000)
 
 
-def peak(num_steps, checkpoints):
+def peak(adjoint, num_steps):
     """Trains one step and returns the peak memory of this process in MB."""
-    solver = keras_node.solvers.RK4(num_steps=num_steps)
-    adjoint = keras_node.adjoints.DiscreteAdjoint(checkpoints)
     block = keras_node.ODEBlock(
         keras.layers.Dense(SHAPE[1], activation="tanh"),
-        solver=solver,
+        solver=keras_node.solvers.RK4(num_steps=num_steps),
         adjoint=adjoint,
     )
     model = keras.Sequential([keras.Input(SHAPE[1:]), block])
@@ -41,24 +40,52 @@ def peak(num_steps, checkpoints):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def measure(*args):
+    command = [sys.executable, __file__, "--one", *map(str, args)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(result.stdout.split()[-1])
+
+
+def draw(table, path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(5, 3.5), layout="constrained")
+    for adjoint, row in table.items():
+        axis.loglog(STEPS, np.maximum(row, 1), "o-", ms=4, label=adjoint)
+    root = np.sqrt(np.divide(STEPS, STEPS[-1]))
+    top = table["discrete"][-1]
+    axis.loglog(STEPS, top * root, "k:", label="square root")
+    backend = keras.backend.backend()
+    axis.set(xlabel="steps", ylabel="MB beyond two steps", title=backend)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(path, dpi=120)
+
+
 def main():
-    if len(sys.argv) > 1:
-        print(peak(*map(int, sys.argv[1:])))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--one", nargs=2, help="an adjoint and a step count")
+    parser.add_argument("--picture", default="memory.png")
+    args = parser.parse_args()
+    if args.one:
+        adjoint, num_steps = args.one
+        print(peak(adjoint, int(num_steps)))
         return
-
-    def measure(*args):
-        command = [sys.executable, __file__, *map(str, args)]
-        result = subprocess.run(
-            command, capture_output=True, text=True, check=True
-        )
-        return float(result.stdout.split()[-1])
-
-    base = measure(2, 2)
     state = np.prod(SHAPE) * 4 / 2**20
-    print(f"{keras.backend.backend()}: {STEPS} steps, a state of {state} MB")
-    for checkpoints in (10, 100, STEPS):
-        more = measure(STEPS, checkpoints) - base
-        print(f"checkpoints={checkpoints:5d}: {more:6.0f} MB more")
+    print(f"{keras.backend.backend()}, a state of {state} MB\n")
+    print("| adjoint | " + " | ".join(f"{n:,} steps" for n in STEPS) + " |")
+    print("|---" * (len(STEPS) + 1) + "|")
+    table = {}
+    for adjoint in keras_node.adjoints.ALL:
+        base = measure(adjoint, 2)
+        table[adjoint] = [measure(adjoint, n) - base for n in STEPS]
+        cells = " | ".join(f"{mb:.0f} MB" for mb in table[adjoint])
+        print(f"| `{adjoint}` | {cells} |", flush=True)
+    draw(table, args.picture)
+    print(f"\n{args.picture} shows them")
 
 
 if __name__ == "__main__":
