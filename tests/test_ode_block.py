@@ -69,16 +69,25 @@ def test_output_is_the_solution_at_the_end(t_span):
     )
 
 
-def subclassed_layer():
-    class Swish(layers.Layer):
-        def __init__(self):
-            super().__init__()
-            self.dense = layers.Dense(4)
+@keras.saving.register_keras_serializable(package="tests")
+class SubclassedLayer(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(4)
 
-        def call(self, x):
-            return ops.silu(self.dense(x))
+    def call(self, x):
+        return ops.silu(self.dense(x))
 
-    return Swish()
+
+@keras.saving.register_keras_serializable(package="tests")
+class SubclassedModel(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = layers.Dense(8, activation="tanh")
+        self.outer = layers.Dense(4)
+
+    def call(self, x, training=False):
+        return self.outer(self.inner(x)) - x
 
 
 def functional_model():
@@ -87,27 +96,49 @@ def functional_model():
     return keras.Model(inputs, layers.Dense(4)(x) + inputs)
 
 
-@pytest.mark.parametrize(
-    "dynamics",
-    [
-        lambda: layers.Dense(4),
-        lambda: [layers.Dense(8, activation="tanh"), layers.Dense(4)],
-        lambda: (layers.Dense(4),),
-        network,
-        functional_model,
-        subclassed_layer,
-    ],
-    ids=["layer", "list", "tuple", "sequential", "functional", "subclassed"],
-)
-def test_every_kind_of_dynamics_is_built_with_the_model_and_trains(dynamics):
-    block = keras_node.ODEBlock(dynamics())
+def stateful_network():
+    return [
+        layers.Dense(8, activation="tanh"),
+        layers.BatchNormalization(),
+        layers.Dropout(0.2, seed=1),
+        layers.Dense(4),
+    ]
+
+
+FORMS = {
+    "layer": lambda: layers.Dense(4),
+    "list": lambda: [layers.Dense(8, activation="tanh"), layers.Dense(4)],
+    "tuple": lambda: (layers.Dense(4),),
+    "sequential": network,
+    "functional": functional_model,
+    "subclassed layer": SubclassedLayer,
+    "subclassed model": SubclassedModel,
+    "with a state of its own": stateful_network,
+}
+
+
+@pytest.mark.parametrize("number", range(len(FORMS)), ids=FORMS)
+def test_every_form_of_dynamics_trains_saves_and_loads(number, tmp_path):
+    dynamics = list(FORMS.values())[number]()
+    solver, adjoint = [pair for pair in COVER if pair[0] == "tsit5"][number % 4]
+    block = keras_node.ODEBlock(dynamics, solver=solver, adjoint=adjoint)
     model = classifier(block)
-    assert len(block.trainable_weights) == len(block.weights) >= 2
     assert model.count_params() == block.count_params() + 15
-    before = [ops.convert_to_numpy(w) for w in block.weights]
-    model.fit(*labelled(16), verbose=0)
-    for old, new in zip(before, block.weights, strict=True):
-        assert not np.array_equal(old, ops.convert_to_numpy(new))
+    before = model.get_weights()
+    x, y = labelled(16)
+    model.fit(x, y, verbose=0)
+    after = model.get_weights()
+    assert len(after) >= 4
+    for old, new in zip(before, after, strict=True):
+        assert not np.array_equal(old, new)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for mine, its in zip(after, loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, its)
+    expected = model.predict(x, verbose=0)
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), expected)
+    loaded.fit(x, y, verbose=0)
+    assert not np.array_equal(loaded.predict(x, verbose=0), expected)
 
 
 def jit_choices():

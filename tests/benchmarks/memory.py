@@ -1,7 +1,7 @@
 """The memory of a gradient against the number of steps, for each adjoint.
 
 Trains one step of a block that takes 10 to 10,000 steps of RK4 on a state of
-shape (128, 256), each in a process of its own, and prints by how much the
+shape (8192, 32), each in a process of its own, and prints by how much the
 process grew beyond what the same model takes with a solve of two steps.
 
     KERAS_BACKEND=jax python tests/benchmarks/memory.py
@@ -21,7 +21,7 @@ import numpy as np
 
 import keras_node
 
-SHAPE = (128, 256)
+SHAPE = (8192, 32)
 STEPS = (10, 100, 1000, 10_000)
 
 
