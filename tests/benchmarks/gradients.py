@@ -1,8 +1,7 @@
 """How exact the gradients are, and how often each evaluates `f`.
 
 Solves five problems at five tolerances with each adjoint, with torchdiffeq and
-with diffrax, all by the same method where
-they have it, and compares the gradient
+with diffrax, by the same method where they have it, and compares the gradient
 with that of a solve at tolerance 1e-13 in float64. Every contestant gets the
 same functions and computes on the CPU. Errors are geometric means over several
 initial states, so that a lucky one does not decide.
@@ -208,11 +207,13 @@ def with_diffrax(name, adjoint, problem, starts, tolerance, dtype):
 
     def loss(args):
         y0, params = args
+        # Times of the state's dtype, as everyone else has them.
+        t0, t1 = jnp.zeros((), dtype), jnp.asarray(problem.t1, dtype)
         y1 = diffrax.diffeqsolve(
             diffrax.ODETerm(f),
             getattr(diffrax, name.capitalize())(),
-            0.0,
-            problem.t1,
+            t0,
+            t1,
             None,
             y0,
             params,
