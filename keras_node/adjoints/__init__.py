@@ -6,8 +6,8 @@
 from keras_node import checks
 from keras_node.adjoints.backsolve import BacksolveAdjoint
 from keras_node.adjoints.discrete import DiscreteAdjoint
-from keras_node.adjoints.recorded import GaussAdjoint
-from keras_node.adjoints.recorded import InterpolatingAdjoint
+from keras_node.adjoints.gauss import GaussAdjoint
+from keras_node.adjoints.interpolating import InterpolatingAdjoint
 from keras_node.interfaces import Adjoint
 
 ALL = {
