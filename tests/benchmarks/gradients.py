@@ -276,8 +276,8 @@ def error(found: Any, exact: Any) -> float:
 def measure(mine, peers, problem, starts, tolerance, dtype, truth):
     """Prints the rows of one problem.
 
-    Returns for each adjoint its error in units of the best peer's, and in
-    units of the forward error; each error is the geometric mean over the
+    Returns for each contestant its error in units of the best peer's, and in
+    units of its forward error; each error is the geometric mean over the
     initial states.
     """
     errors = {}
@@ -303,9 +303,23 @@ def measure(mine, peers, problem, starts, tolerance, dtype, truth):
         )
     best = np.nanmin([errors[who][1] for who in peers])
     return {
-        who: (errors[who][1] / best, errors[who][1] / errors[who][0])
-        for who in mine
+        who: (gradient / best, gradient / forward)
+        for who, (forward, gradient) in errors.items()
     }
+
+
+def summary(ratios, column):
+    """A table of all contestants: how far off, and how often by how much."""
+    print(
+        "\n| | median | at most 2 | at worst | failed |\n|---|---|---|---|---|"
+    )
+    for who, rows in ratios.items():
+        values = np.array([row[column] for row in rows])
+        found = values[np.isfinite(values)]
+        print(
+            f"| {who} | {np.median(found):.2g} | {np.sum(found <= 2)} of "
+            f"{len(values)} | {np.max(found):.2g} | {np.sum(np.isnan(values))} |"
+        )
 
 
 def main():
@@ -317,7 +331,7 @@ def main():
     add("--dtype", choices=["float32", "float64"], help="one of the two only")
     args = parser.parse_args()
     mine, peers = contestants(args.solver)
-    ratios = {who: [] for who in mine}
+    ratios = {who: [] for who in mine | peers}
     for name, problem in PROBLEMS.items():
         if args.problem not in (None, name):
             continue
@@ -343,18 +357,11 @@ def main():
                     mine, peers, problem, starts, tolerance, dtype, truth
                 )
                 for who, row in rows.items():
-                    ratios[who].append((*row, case))
-    for column, unit in enumerate(("the best peer's", "its forward error")):
-        print(f"\nThe error of the gradient in units of {unit}:")
-        for who, rows in ratios.items():
-            values = np.nan_to_num([r[column] for r in rows], nan=np.inf)
-            worst = np.argmax(values)
-            median = np.median(values)
-            print(
-                f"    {who:14s} median {median:8.2g}, at most 2 in "
-                f"{np.sum(values <= 2):2d} of {len(values)}, at worst "
-                f"{values[worst]:8.2g} ({rows[worst][2]})"
-            )
+                    ratios[who].append(row)
+    print("\nThe error of the gradient in units of the best peer's:")
+    summary(ratios, 0)
+    print("\nThe error of the gradient in units of the forward error:")
+    summary(ratios, 1)
 
 
 if __name__ == "__main__":
