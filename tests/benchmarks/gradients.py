@@ -315,11 +315,13 @@ def summary(ratios, column):
     )
     for who, rows in ratios.items():
         values = np.array([row[column] for row in rows])
-        found = values[np.isfinite(values)]
-        print(
-            f"| {who} | {np.median(found):.2g} | {np.sum(found <= 2)} of "
-            f"{len(values)} | {np.max(found):.2g} | {np.sum(np.isnan(values))} |"
-        )
+        found, count = values[np.isfinite(values)], len(values)
+        cells = [" ", f"0 of {count}", " "]
+        if found.size:
+            cells[0] = f"{np.median(found):.2g}"
+            cells[1] = f"{np.sum(found <= 2)} of {count}"
+            cells[2] = f"{np.max(found):.2g}"
+        print(f"| {who} | {' | '.join(cells)} | {count - found.size} |")
 
 
 def main():
