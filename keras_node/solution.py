@@ -48,6 +48,8 @@ class SolverError(RuntimeError):
     result of a failed solve is NaN.
     """
 
+    __module__ = "keras_node"  # where users find it
+
 
 class Solution(NamedTuple):
     """What a solve returns.

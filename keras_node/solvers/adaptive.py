@@ -1,19 +1,13 @@
-"""The solvers: a tableau and its documentation each.
-
-`ALL` names them, `get` finds them.
-"""
+"""The solvers that keep their error in bounds: a tableau each."""
 
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
-from keras_node import checks
 from keras_node import tableau
-from keras_node.interfaces import Solver
 from keras_node.solution import Solution
 from keras_node.step_control import AdaptiveRungeKutta
-from keras_node.step_control import FixedRungeKutta
 
 _register = keras.saving.register_keras_serializable(package="keras_node")
 
@@ -196,136 +190,3 @@ class Bosh3(AdaptiveRungeKutta):
     """
 
     tableau = tableau.BOSH3
-
-
-@_register
-class Euler(FixedRungeKutta):
-    """Euler's method, in steps of equal length.
-
-    Explicit, of order 1: one evaluation of the right-hand side per step. With
-    one step it is a residual connection.
-
-    Args:
-        num_steps: Int, the number of steps. Defaults to `10`.
-
-    Raises:
-        ValueError: If `num_steps` is not a positive integer.
-
-    Example:
-    >>> block = keras_node.ODEBlock(keras.layers.Dense(4), solver="euler")
-    >>> tuple(block(np.ones((8, 4))).shape)
-    (8, 4)
-
-    Reference:
-        - Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I",
-          2nd edition, section I.7
-    """
-
-    tableau = tableau.EULER
-
-
-@_register
-class Midpoint(FixedRungeKutta):
-    """The explicit midpoint method, in steps of equal length.
-
-    Of order 2: two evaluations of the right-hand side per step.
-
-    Args:
-        num_steps: Int, the number of steps. Defaults to `10`.
-
-    Raises:
-        ValueError: If `num_steps` is not a positive integer.
-
-    Example:
-    >>> solver = keras_node.solvers.Midpoint(num_steps=5)
-    >>> block = keras_node.ODEBlock(keras.layers.Dense(4), solver=solver)
-    >>> tuple(block(np.ones((8, 4))).shape)
-    (8, 4)
-
-    Reference:
-        - Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I",
-          2nd edition, section II.1, "Runge's method"
-    """
-
-    tableau = tableau.MIDPOINT
-
-
-@_register
-class Heun(FixedRungeKutta):
-    """Heun's method of order 2, in steps of equal length.
-
-    The explicit trapezoidal rule: two evaluations of the right-hand side per
-    step.
-
-    Args:
-        num_steps: Int, the number of steps. Defaults to `10`.
-
-    Raises:
-        ValueError: If `num_steps` is not a positive integer.
-
-    Example:
-    >>> solver = keras_node.solvers.Heun(num_steps=5)
-    >>> block = keras_node.ODEBlock(keras.layers.Dense(4), solver=solver)
-    >>> tuple(block(np.ones((8, 4))).shape)
-    (8, 4)
-
-    Reference:
-        - Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I",
-          2nd edition, section II.1
-    """
-
-    tableau = tableau.HEUN
-
-
-@_register
-class RK4(FixedRungeKutta):
-    """The classical Runge-Kutta method, in steps of equal length.
-
-    Of order 4: four evaluations of the right-hand side per step.
-
-    Args:
-        num_steps: Int, the number of steps. Defaults to `10`.
-
-    Raises:
-        ValueError: If `num_steps` is not a positive integer.
-
-    Example:
-    >>> block = keras_node.ODEBlock(keras.layers.Dense(4), solver="rk4")
-    >>> tuple(block(np.ones((8, 4))).shape)
-    (8, 4)
-
-    Reference:
-        - Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I",
-          2nd edition, section II.1, "the" Runge-Kutta method
-    """
-
-    tableau = tableau.RK4
-
-
-ALL = {
-    "dormand_prince": DormandPrince,
-    "dopri5": Dopri5,
-    "tsit5": Tsit5,
-    "bosh3": Bosh3,
-    "euler": Euler,
-    "midpoint": Midpoint,
-    "heun": Heun,
-    "rk4": RK4,
-}
-
-
-def get(identifier: str | dict | Solver, **kwargs: Any) -> Solver:
-    """Finds a solver.
-
-    Args:
-        identifier: A name in `ALL`, a config or a `Solver`.
-        **kwargs: Arguments for a solver given by its name.
-
-    Returns:
-        A `Solver`.
-
-    Raises:
-        ValueError: If `identifier` is none of these, or is no name and comes
-            with `kwargs`.
-    """
-    return checks.lookup("solver", identifier, ALL, Solver, **kwargs)
