@@ -31,6 +31,7 @@ class Trajectory(NamedTuple):
     @classmethod
     def empty(cls, t: Any, y: Any, max_steps: int, slots: int) -> "Trajectory":
         """Buffers for times like `t` and states like `y`."""
+        slots = min(slots, max_steps)
         slots += slots % 2  # halves must be whole
         return cls(
             t=rows_like(t, max_steps + 1),
