@@ -99,6 +99,8 @@ class ODEBlock(keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        # `callbacks.SolverStats` sees the solutions here, while it is in use.
+        self.observer = None
         self.dynamics = checks.network("dynamics", dynamics)
         self.t_span = checks.time_span("t_span", t_span)
         self.t_eval = checks.times_within("t_eval", t_eval, self.t_span)
@@ -133,12 +135,20 @@ class ODEBlock(keras.layers.Layer):
         self, inputs: Any, t_eval: Any = None, training: bool | None = None
     ) -> Any:
         solution = self.solve(inputs, t_eval=t_eval, training=training)
+        if self.observer is not None:
+            self.observer.update(solution)
         solution.check()
         if t_eval is None and self.t_eval is None:
             output = solution.y1
         else:
             output = ops.moveaxis(solution.ys, 0, 1)
         return ops.cast(output, self.compute_dtype)
+
+    @property
+    def variables(self) -> list:
+        # Variables and not metrics: on JAX a layer cannot update a metric.
+        observed = [] if self.observer is None else self.observer.variables
+        return [*super().variables, *observed]
 
     def solve(
         self, inputs: Any, t_eval: Any = None, training: bool | None = None

@@ -1,0 +1,150 @@
+"""Callbacks: what the solvers do during training."""
+
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_node.ode_block import ODEBlock
+from keras_node.solution import Solution
+
+_WARNING = (
+    "{share:.1%} of the solves of `{name}` failed in epoch {epoch}: their "
+    "result is NaN. `compile(run_eagerly=True)` on the batch in question says "
+    "why; `keras.callbacks.TerminateOnNaN()` ends a training that has gone "
+    "wrong. What helps as a rule: check the inputs for NaN and infinite "
+    "values, loosen `rtol` and `atol`, raise `max_steps`, make `dynamics` "
+    "smoother."
+)
+
+
+class SolverStats(keras.callbacks.Callback):
+    """Logs what the solver of each `ODEBlock` does, for every epoch.
+
+    For a block named `ode`, these are added to the logs of the epoch:
+
+    - `ode_evals`: evaluations of the dynamics in a forward solve,
+    - `ode_steps`: steps tried,
+    - `ode_rejected`: those of them that were rejected,
+    - `ode_failed`: the share of solves that failed,
+
+    each the mean over the calls of the block, and with a `per_sample` solver
+    over the samples too; `val_ode_evals` and so on for the validation. They
+    show in the progress bar when the epoch ends, in `History`, and in every
+    callback after this one in the list (`CSVLogger`, `TensorBoard`). The
+    first epoch in which a solve fails draws a warning.
+
+    It is a callback and not an argument of the layer, so that a model counts
+    only where someone looks: `evaluate` returns what it always returns.
+
+    Example:
+    >>> block = keras_node.ODEBlock(
+    ...     keras.layers.Dense(4), solver="tsit5", name="ode"
+    ... )
+    >>> model = keras.Sequential([keras.Input((4,)), block])
+    >>> model.compile("adam", "mse")
+    >>> history = model.fit(
+    ...     np.ones((8, 4)),
+    ...     np.ones((8, 4)),
+    ...     callbacks=[keras_node.callbacks.SolverStats()],
+    ...     verbose=0,
+    ... ).history
+    >>> sorted(history)
+    ['loss', 'ode_evals', 'ode_failed', 'ode_rejected', 'ode_steps']
+    >>> history["ode_failed"]
+    [0.0]
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._blocks = []
+        self._warned = False
+        self._training, self._validation = {}, {}
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        self._blocks = [
+            layer
+            for layer in self.model._flatten_layers()
+            if isinstance(layer, ODEBlock)
+        ]
+        for block in self._blocks:
+            block.observer = _Counters()
+        self._recompile()
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        for block in self._blocks:
+            block.observer = None
+        self._blocks = []
+        self._recompile()
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        self._read()
+
+    def on_test_begin(self, logs: dict | None = None) -> None:
+        self._training = self._read()
+
+    def on_test_end(self, logs: dict | None = None) -> None:
+        self._validation = self._read()
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        found = self._read()
+        if self._validation:
+            found = self._training
+            found |= {f"val_{k}": v for k, v in self._validation.items()}
+            self._validation = {}
+        if logs is not None:
+            logs.update(found)
+        for block in self._blocks:
+            share = found[f"{block.name}_failed"]
+            if share and not self._warned:
+                self._warned = True
+                text = _WARNING.format(
+                    share=share, name=block.name, epoch=epoch + 1
+                )
+                warnings.warn(text, stacklevel=2)
+
+    def _recompile(self):
+        """What was compiled counts nothing, or counts on: it is done anew."""
+        self.model.make_train_function(force=True)
+        self.model.make_test_function(force=True)
+
+    def _read(self) -> dict[str, float]:
+        """What was counted since the last time, by the names in the logs."""
+        return {
+            f"{block.name}_{name}": value
+            for block in self._blocks
+            for name, value in block.observer.read().items()
+        }
+
+
+class _Counters:
+    """The means of one block, which calls `update` with each `Solution`."""
+
+    def __init__(self):
+        self._count = keras.Variable(0.0, dtype="float32", trainable=False)
+        self._means = keras.Variable(
+            np.zeros(4), dtype="float32", trainable=False
+        )
+        self.variables = [self._count, self._means]
+
+    def update(self, solution: Solution) -> None:
+        values = (
+            solution.num_evals,
+            solution.num_steps,
+            solution.num_steps - solution.num_accepted,
+            ops.logical_not(solution.success),
+        )
+        means = [ops.mean(ops.cast(value, "float32")) for value in values]
+        count = self._count.value + 1
+        change = (ops.stack(means) - self._means.value) / count
+        self._count.assign(count)
+        self._means.assign(self._means.value + change)
+
+    def read(self) -> dict[str, float]:
+        means = ops.convert_to_numpy(self._means.value).tolist()
+        for variable in self.variables:
+            variable.assign(ops.zeros_like(variable.value))
+        return dict(
+            zip(("evals", "steps", "rejected", "failed"), means, strict=True)
+        )
