@@ -43,7 +43,11 @@ def test_every_argument_and_default_is_documented(cls):
         assert eval(default.group(1)) == parameter.default
 
 
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize(
+    "cls",
+    [*CLASSES, keras_node.callbacks.SolverStats],
+    ids=lambda cls: cls.__name__,
+)
 def test_examples_run(cls):
     names = {"keras": keras, "np": np, "keras_node": keras_node}
     for test in doctest.DocTestFinder(recurse=False).find(cls, globs=names):

@@ -327,7 +327,7 @@ def summary(ratios, column):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--solver", choices=["dopri5", "tsit5"], default="tsit5")
+    add("--solver", choices=["dopri5", "tsit5"], default="dopri5")
     add("--problem", choices=PROBLEMS, help="one of the problems only")
     add("--starts", type=int, default=5, help="initial states of each problem")
     add("--dtype", choices=["float32", "float64"], help="one of the two only")

@@ -56,8 +56,8 @@ def draw(table, path):
     figure, axis = plt.subplots(figsize=(5, 3.5), layout="constrained")
     for adjoint, row in table.items():
         axis.loglog(STEPS, np.maximum(row, 1), "o-", ms=4, label=adjoint)
-    roots = 10 * np.sqrt(STEPS) * STATE
-    axis.loglog(STEPS, roots, "k:", label="10 sqrt(steps) states")
+    roots = table["discrete"][0] * np.sqrt(np.divide(STEPS, STEPS[0]))
+    axis.loglog(STEPS, roots, "k:", label="square root")
     backend = keras.backend.backend()
     axis.set(xlabel="steps", ylabel="MB beyond the model", title=backend)
     axis.grid(alpha=0.3)
