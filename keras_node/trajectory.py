@@ -22,7 +22,7 @@ class Trajectory(NamedTuple):
 
     t: Any  # (max_steps + 1,): where the steps start
     dt: Any  # (max_steps + 1,): their sizes
-    y: Any  # (slots + 1, ...): states at the start of every stride-th step
+    y: Any  # slots + 1 states, at the start of every stride-th step
     slots: Any  # (slots,): the row of `y` that holds the i-th state kept
     stride: Any
     num_steps: Any  # steps written
@@ -36,7 +36,7 @@ class Trajectory(NamedTuple):
         return cls(
             t=rows_like(t, max_steps + 1),
             dt=rows_like(t, max_steps + 1),
-            y=rows_like(y, slots + 1),
+            y=list_like(y, slots + 1),
             slots=ops.arange(slots, dtype="int32"),
             stride=ops.ones((), "int32"),
             num_steps=ops.zeros((), "int32"),
@@ -67,7 +67,7 @@ class Trajectory(NamedTuple):
         return self._replace(
             t=write_row(self.t, index, t),
             dt=write_row(self.dt, index, dt),
-            y=write_row(self.y, row, y),
+            y=set_item(self.y, row, y),
             slots=slots,
             stride=stride,
             num_steps=n + ops.cast(keep, "int32"),
@@ -79,7 +79,22 @@ class Trajectory(NamedTuple):
 
     def state(self, i: Any) -> Any:
         """The state at the start of step `i`, a multiple of the stride."""
-        return read_row(self.y, ops.take(self.slots, i // self.stride))
+        return get_item(self.y, ops.take(self.slots, i // self.stride))
+
+
+def list_like(y: Any, size: int) -> Any:
+    """A list of `size` states like `y`."""
+    return tree.map_structure(lambda leaf: backend.new_list(leaf, size), y)
+
+
+def set_item(states: Any, i: Any, y: Any) -> Any:
+    return tree.map_structure(
+        lambda items, leaf: backend.set_item(items, i, leaf), states, y
+    )
+
+
+def get_item(states: Any, i: Any) -> Any:
+    return tree.map_structure(lambda items: backend.get_item(items, i), states)
 
 
 def rows_like(y: Any, size: int) -> Any:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from keras import ops
 
 from keras_node.trajectory import Trajectory
-from keras_node.trajectory import read_row
-from keras_node.trajectory import rows_like
-from keras_node.trajectory import write_row
+from keras_node.trajectory import get_item
+from keras_node.trajectory import list_like
+from keras_node.trajectory import set_item
 
 
 def backwards(
@@ -34,17 +34,17 @@ def backwards(
         """Back to the checkpoint before step `end`."""
         start = (end - 1) // path.stride * path.stride
         y = path.state(start)
-        rows = write_row(rows_like(y, path.longest_stride), start * 0, y)
+        states = set_item(list_like(y, path.longest_stride), start * 0, y)
 
-        def redo(i, rows, y):
+        def redo(i, states, y):
             y = step(i, y)
-            return i + 1, write_row(rows, i + 1 - start, y), y
+            return i + 1, set_item(states, i + 1 - start, y), y
 
         def back(i, *carry):
-            return i - 1, *undo(i, read_row(rows, i - start), *carry)
+            return i - 1, *undo(i, get_item(states, i - start), *carry)
 
-        _, rows, _ = ops.while_loop(
-            lambda i, *_: i < end - 1, redo, (start, rows, y)
+        _, states, _ = ops.while_loop(
+            lambda i, *_: i < end - 1, redo, (start, states, y)
         )
         _, *carry = ops.while_loop(
             lambda i, *_: i >= start, back, (end - 1, *carry)

@@ -1,6 +1,6 @@
 """What `keras.ops` lacks: derivatives inside and around a solve, and buffers.
 
-One module per framework, each with the same four functions:
+One module per framework, each with the same functions:
 
 `vjp(f, args, cotangent)`
     Evaluates `f(*args)`, where `args` is a tuple of structures of float
@@ -17,6 +17,11 @@ One module per framework, each with the same four functions:
     As `keras.ops.scatter_update`, but may write into `buffer` itself, whose
     old value is then lost.
 
+`new_list(like, size)`, `set_item(items, i, x)`, `get_item(items, i)`
+    A list of `size` tensors like `like`, written and read at a scalar tensor
+    `i`. An item that was never written is undefined. `set_item` may write
+    into `items` itself.
+
 `is_concrete(x)`
     Whether the tensor `x` has a value now, or is being traced.
 """
@@ -32,4 +37,7 @@ _framework = importlib.import_module(
 vjp = _framework.vjp
 custom_vjp = _framework.custom_vjp
 scatter = _framework.scatter
+new_list = _framework.new_list
+set_item = _framework.set_item
+get_item = _framework.get_item
 is_concrete = _framework.is_concrete

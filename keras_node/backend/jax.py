@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def vjp(f: Callable, args: tuple, cotangent: Any) -> tuple[Any, tuple]:
@@ -25,6 +26,18 @@ def custom_vjp(forward: Callable, backward: Callable) -> Callable:
 
 def scatter(buffer: Any, indices: Any, updates: Any) -> Any:
     return buffer.at[tuple(indices.T)].set(updates)
+
+
+def new_list(like: Any, size: int) -> Any:
+    return jnp.zeros((size, *like.shape), like.dtype)
+
+
+def set_item(items: Any, i: Any, x: Any) -> Any:
+    return items.at[i].set(x)
+
+
+def get_item(items: Any, i: Any) -> Any:
+    return items[i]
 
 
 def is_concrete(x: Any) -> bool:

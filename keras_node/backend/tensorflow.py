@@ -56,5 +56,23 @@ def scatter(buffer: Any, indices: Any, updates: Any) -> Any:
     return tf.tensor_scatter_nd_update(buffer, indices, updates)
 
 
+# An array of tensors: written as one tensor, a row of it at a time, all of it
+# would be copied for each row.
+
+
+def new_list(like: Any, size: int) -> Any:
+    return tf.TensorArray(
+        like.dtype, size, element_shape=like.shape, clear_after_read=False
+    )
+
+
+def set_item(items: Any, i: Any, x: Any) -> Any:
+    return items.write(i, x)
+
+
+def get_item(items: Any, i: Any) -> Any:
+    return items.read(i)
+
+
 def is_concrete(x: Any) -> bool:
     return tf.is_tensor(x) and hasattr(x, "numpy")

@@ -77,6 +77,19 @@ def scatter(buffer: Any, indices: Any, updates: Any) -> Any:
     return buffer
 
 
+def new_list(like: Any, size: int) -> Any:
+    return like.new_empty((size, *like.shape))
+
+
+def set_item(items: Any, i: Any, x: Any) -> Any:
+    items[i] = x
+    return items
+
+
+def get_item(items: Any, i: Any) -> Any:
+    return items[i]
+
+
 def is_concrete(x: Any) -> bool:
     # To build a model Keras runs it on made-up values.
     return not (torch.compiler.is_compiling() or in_symbolic_scope())
