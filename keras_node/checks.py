@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_node import backend
+
 
 def _is_finite(value: Any) -> bool:
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
@@ -71,6 +73,25 @@ def times_within(name: str, value: Any, span: tuple) -> list[float] | None:
         f"`{name}` must be a non-empty sequence of times within `t_span`, here "
         f"{span}. Received: {name}={value!r}"
     )
+
+
+def times_to_report(name: str, times: Any, span: tuple) -> None:
+    """Refuses a tensor of times, as far as it is known."""
+    shape = tuple(times.shape)
+    if len(shape) != 1 or shape[0] == 0:
+        raise ValueError(
+            f"`{name}` must be a non-empty vector of times. "
+            f"Received: a tensor of shape {shape}"
+        )
+    if backend.is_concrete(times):
+        values = keras.ops.convert_to_numpy(times)
+        low, high = (np.asarray(x, values.dtype) for x in sorted(span))
+        slack = 4 * np.finfo(values.dtype).eps * max(abs(low), abs(high))
+        if not np.all((values >= low - slack) & (values <= high + slack)):
+            raise ValueError(
+                f"`{name}` must lie within `t_span`, here {span}. "
+                f"Received: {values}"
+            )
 
 
 def network(name: str, value: Any) -> keras.layers.Layer:

@@ -32,7 +32,7 @@ class Config:
         return cls(**config)
 
     def __repr__(self) -> str:
-        args = ", ".join(f"{k}={v!r}" for k, v in self.get_config().items())
+        args = ", ".join(f"{k}={getattr(self, k)!r}" for k in self._config_keys)
         return f"{type(self).__name__}({args})"
 
 

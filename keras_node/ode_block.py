@@ -54,7 +54,8 @@ class ODEBlock(keras.layers.Layer):
     Call arguments:
         inputs: Float tensor of shape `(batch, ...)`, the state at `t0`.
         t_eval: Tensor of shape `(T,)`, times to report in place of the
-            layer's own. The state at a time outside `t_span` is NaN.
+            layer's own. In compiled code, the state at a time outside `t_span`
+            is NaN.
         training: Boolean, passed on to `dynamics`. What is random in it
             (dropout) is drawn once per call, and its non-trainable state
             (moving statistics) is updated once per call, from `inputs`.
@@ -196,6 +197,7 @@ class ODEBlock(keras.layers.Layer):
         if times is None:
             return None, None
         times = ops.convert_to_tensor(times, dtype)
+        checks.times_to_report("t_eval", times, self.t_span)
         t0, t1 = self.t_span
         order = ops.argsort(times if t1 > t0 else -times)
         return ops.take(times, order), order

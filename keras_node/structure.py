@@ -4,6 +4,7 @@ A factor is a scalar, or of shape `(batch,)` when each sample has its own; it
 then meets tensors of shape `(batch, ...)`.
 """
 
+import operator
 from typing import Any
 
 from keras import ops
@@ -35,7 +36,8 @@ def scale(factor: Any, y: Any) -> Any:
 
 
 def add(x: Any, y: Any) -> Any:
-    return tree.map_structure(ops.add, x, y)
+    # `keras.ops.add` takes two empty tensors for a bias on TensorFlow.
+    return tree.map_structure(operator.add, x, y)
 
 
 def smaller(x: Any, y: Any) -> Any:
@@ -79,6 +81,7 @@ def rms_norm(y: Any, per_sample: bool = False) -> Any:
         squares = squares + ops.sum(ops.square(leaf), axis=axes)
         shape = ops.shape(leaf)[1:] if per_sample else ops.shape(leaf)
         size = size + ops.prod(ops.convert_to_tensor(shape, "int32"))
+    size = ops.maximum(size, 1)  # of no entries: 0
     return ops.sqrt(squares / ops.cast(size, squares.dtype))
 
 

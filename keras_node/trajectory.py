@@ -77,9 +77,12 @@ class Trajectory(NamedTuple):
         """The start and the size of step `i`."""
         return read_row(self.t, i), read_row(self.dt, i)
 
-    def state(self, i: Any) -> Any:
-        """The state at the start of step `i`, a multiple of the stride."""
-        return get_item(self.y, ops.take(self.slots, i // self.stride))
+    def state(self, i: Any, like: Any) -> Any:
+        """The state at the start of step `i`, a multiple of the stride.
+
+        `like` is any state.
+        """
+        return get_item(self.y, ops.take(self.slots, i // self.stride), like)
 
 
 def list_like(y: Any, size: int) -> Any:
@@ -93,8 +96,10 @@ def set_item(states: Any, i: Any, y: Any) -> Any:
     )
 
 
-def get_item(states: Any, i: Any) -> Any:
-    return tree.map_structure(lambda items: backend.get_item(items, i), states)
+def get_item(states: Any, i: Any, like: Any) -> Any:
+    return tree.map_structure(
+        lambda items, leaf: backend.get_item(items, i, leaf), states, like
+    )
 
 
 def rows_like(y: Any, size: int) -> Any:

@@ -76,6 +76,8 @@ class DiscreteAdjoint(Adjoint):
         path = solution.trajectory
         interval = Interval(t0, t1, solution.t.dtype)
         g = interval.field(f)
+        # Half-precision dynamics would overflow with the scale of the loss.
+        scale, (adj_y1, adj_ys) = structure.unit((adjoint.y1, adjoint.ys))
         reports = t_eval is not None
         s_eval = interval.elapsed(t_eval) if reports else None
 
@@ -95,7 +97,7 @@ class DiscreteAdjoint(Adjoint):
             if reports:
                 degree = len(solver.tableau.b_dense[0])
                 pointer, *adj_inside = dense_output.collect(
-                    adjoint.ys,
+                    adj_ys,
                     pointer,
                     s_eval,
                     ops.equal(i, 0),
@@ -111,10 +113,10 @@ class DiscreteAdjoint(Adjoint):
         zeros = structure.full_like(params, 0.0)
         carry = (
             path.num_reported - 1,
-            structure.nan_unless(solution.success, adjoint.y1),
+            structure.nan_unless(solution.success, adj_y1),
             structure.nan_unless(ops.all(solution.success), zeros),
         )
-        _, adj_y0, adj_params = replay.backwards(
-            path, lambda i, y: step(i, y, params)[0], undo, carry
+        _, *gradients = replay.backwards(
+            path, y0, lambda i, y: step(i, y, params)[0], undo, carry
         )
-        return adj_y0, adj_params
+        return tuple(structure.scale(scale, x) for x in gradients)

@@ -88,11 +88,11 @@ class _WayBack(NamedTuple):
         duration, rate = s - stop, None
         if len(duration.shape):
             # The longest way is gone at full speed, the others slower.
-            way, duration = duration, ops.max(duration)
+            way, duration = duration, ops.max(duration, initial=0.0)
             rate = way / ops.where(duration > 0, duration, 1.0)
         equation = AdjointEquation(self.g, self.params, step, s, rate)
         result, *gradients = self.solve(equation, duration, adj_y, adj_params)
-        reached = self.interval.time(ops.max(s) - result.t)
+        reached = self.interval.time(ops.max(s, initial=0.0) - result.t)
         result._replace(t=reached).check_backward(self.forward, _REMEDIES)
         return tuple(gradients)
 
@@ -220,6 +220,6 @@ class RecordedAdjoint(Adjoint):
             structure.nan_unless(ops.all(solution.success), zeros),
         )
         _, *gradients = replay.backwards(
-            path, lambda i, y: take(i, y).y1, undo, carry
+            path, y0, lambda i, y: take(i, y).y1, undo, carry
         )
         return tuple(structure.scale(scale, x) for x in gradients)

@@ -1,6 +1,7 @@
 """Back over the steps of a recorded solve, one by one."""
 
 from collections.abc import Callable
+from typing import Any
 
 from keras import ops
 
@@ -11,7 +12,7 @@ from keras_node.trajectory import set_item
 
 
 def backwards(
-    path: Trajectory, step: Callable, undo: Callable, carry: tuple
+    path: Trajectory, y0: Any, step: Callable, undo: Callable, carry: tuple
 ) -> tuple:
     """Visits the steps of a solve, last to first.
 
@@ -20,6 +21,7 @@ def backwards(
 
     Args:
         path: The record of the solve.
+        y0: Its initial state.
         step: `step(i, y)` takes step `i` from the state `y`, and returns the
             state at its end.
         undo: `undo(i, y, *carry)` visits step `i`, which started from `y`,
@@ -33,7 +35,7 @@ def backwards(
     def undo_segment(end, *carry):
         """Back to the checkpoint before step `end`."""
         start = (end - 1) // path.stride * path.stride
-        y = path.state(start)
+        y = path.state(start, like=y0)
         states = set_item(list_like(y, path.longest_stride), start * 0, y)
 
         def redo(i, states, y):
@@ -41,7 +43,7 @@ def backwards(
             return i + 1, set_item(states, i + 1 - start, y), y
 
         def back(i, *carry):
-            return i - 1, *undo(i, get_item(states, i - start), *carry)
+            return i - 1, *undo(i, get_item(states, i - start, like=y0), *carry)
 
         _, states, _ = ops.while_loop(
             lambda i, *_: i < end - 1, redo, (start, states, y)

@@ -17,7 +17,7 @@ One module per framework, each with the same functions:
     As `keras.ops.scatter_update`, but may write into `buffer` itself, whose
     old value is then lost.
 
-`new_list(like, size)`, `set_item(items, i, x)`, `get_item(items, i)`
+`new_list(like, size)`, `set_item(items, i, x)`, `get_item(items, i, like)`
     A list of `size` tensors like `like`, written and read at a scalar tensor
     `i`. An item that was never written is undefined. `set_item` may write
     into `items` itself.

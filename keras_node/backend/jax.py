@@ -36,7 +36,7 @@ def set_item(items: Any, i: Any, x: Any) -> Any:
     return items.at[i].set(x)
 
 
-def get_item(items: Any, i: Any) -> Any:
+def get_item(items: Any, i: Any, like: Any) -> Any:
     return items[i]
 
 

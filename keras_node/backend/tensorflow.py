@@ -56,22 +56,34 @@ def scatter(buffer: Any, indices: Any, updates: Any) -> Any:
     return tf.tensor_scatter_nd_update(buffer, indices, updates)
 
 
-# An array of tensors: written as one tensor, a row of it at a time, all of it
-# would be copied for each row.
+# A list of tensors: written as one tensor, all of it would be copied for each
+# row. `tf.TensorArray` is the same, but complains where none of it is read.
 
 
 def new_list(like: Any, size: int) -> Any:
-    return tf.TensorArray(
-        like.dtype, size, element_shape=like.shape, clear_after_read=False
+    return tf.raw_ops.TensorListReserve(
+        element_shape=_known_shape(like),
+        num_elements=size,
+        element_dtype=like.dtype,
     )
 
 
 def set_item(items: Any, i: Any, x: Any) -> Any:
-    return items.write(i, x)
+    return tf.raw_ops.TensorListSetItem(input_handle=items, index=i, item=x)
 
 
-def get_item(items: Any, i: Any) -> Any:
-    return items.read(i)
+def get_item(items: Any, i: Any, like: Any) -> Any:
+    item = tf.raw_ops.TensorListGetItem(
+        input_handle=items,
+        index=i,
+        element_shape=_known_shape(like),
+        element_dtype=like.dtype,
+    )
+    return tf.ensure_shape(item, like.shape)
+
+
+def _known_shape(x: Any) -> Any:
+    return tf.constant([-1 if n is None else n for n in x.shape], tf.int32)
 
 
 def is_concrete(x: Any) -> bool:

@@ -86,7 +86,7 @@ def set_item(items: Any, i: Any, x: Any) -> Any:
     return items
 
 
-def get_item(items: Any, i: Any) -> Any:
+def get_item(items: Any, i: Any, like: Any) -> Any:
     return items[i]
 
 
