@@ -30,7 +30,7 @@ _REASONS = {
     ),
     Status.ASTRAY: (
         "the state traced back misses the one that the forward solve came "
-        "from by more than a tenth"
+        "from by more than its size"
     ),
 }
 

@@ -138,8 +138,6 @@ def test_every_form_of_dynamics_trains_saves_and_loads(number, tmp_path):
         np.testing.assert_array_equal(mine, its)
     expected = model.predict(x, verbose=0)
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), expected)
-    loaded.fit(x, y, verbose=0)
-    assert not np.array_equal(loaded.predict(x, verbose=0), expected)
 
 
 def jit_choices():

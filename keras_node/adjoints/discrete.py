@@ -35,11 +35,10 @@ class DiscreteAdjoint(Adjoint):
     Needs a solver that keeps a record: every native one.
 
     Args:
-        checkpoints: Int, how many states are kept. Compiled code reserves
-            its memory beforehand: up to `checkpoints + 2 max_steps /
-            checkpoints` states, whatever the number of steps taken. With a
-            large `max_steps` its square root is a good choice. Defaults to
-            `100`.
+        checkpoints: Int, how many states are kept. JAX and XLA reserve the
+            memory beforehand: up to `checkpoints + 2 max_steps / checkpoints`
+            states, whatever the number of steps taken. With a large
+            `max_steps` its square root is a good choice. Defaults to `100`.
 
     Raises:
         ValueError: If `checkpoints` is not a positive integer.
