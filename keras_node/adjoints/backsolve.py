@@ -36,10 +36,9 @@ class BacksolveAdjoint(Adjoint):
     on the way back, which is unstable where the forward equation forgets its
     past (fast decay). Where the backward solve fails, or misses the state it
     came from by more than its size, the gradients are NaN; outside compiled
-    code a `keras_node.SolverError` says so. Gradients
-    are as accurate as the tolerances of the solver. The backward pass takes
-    one step size for the whole batch, even where the forward solver is
-    `per_sample`.
+    code a `keras_node.SolverError` says so. Else they are as accurate as the
+    state is traced back. The backward pass takes one step size for the whole
+    batch, even where the forward solver is `per_sample`.
 
     Args:
         solver: The `keras_node.solvers.Solver` of the backward pass, or
