@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import pytest
 from keras import ops
 from keras import tree
 
@@ -34,6 +35,22 @@ COVER = ADJOINTS + [
     (name, "discrete") for name, _ in PAIRS if name not in dict(ADJOINTS)
 ]
 COVER = list(dict.fromkeys(COVER))
+
+
+def slow(*arguments: Any) -> Any:
+    """A case for the slow group."""
+    return pytest.param(*arguments, marks=pytest.mark.slow)
+
+
+def slow_unless(fast: Callable, cases: list) -> list:
+    """All cases, those that are not `fast` in the slow group."""
+    return [case if fast(*case) else slow(*case) for case in cases]
+
+
+def slow_on_jax(test: Callable) -> Callable:
+    """Puts a test that compiles much into the slow group on JAX."""
+    jax = keras.backend.backend() == "jax"
+    return pytest.mark.slow(test) if jax else test
 
 
 def accurate(name: str, tolerance: float = 1e-8, **kwargs: Any):

@@ -14,6 +14,8 @@ from helpers import PER_SAMPLE
 from helpers import accurate
 from helpers import compilations
 from helpers import numpy
+from helpers import slow
+from helpers import slow_unless
 from helpers import untraced
 from keras import ops
 
@@ -76,11 +78,8 @@ def test_gradients_follow_the_tolerance(solver, adjoint, problem):
 @pytest.mark.parametrize(
     "name, adjoint",
     [(name, "discrete") for name in solvers.ALL]
-    + [
-        (name, adjoint)
-        for name in ("tsit5", "bosh3")
-        for adjoint in ("interpolating", "gauss")
-    ],
+    + [("tsit5", "interpolating"), ("tsit5", "gauss")]
+    + [slow("bosh3", "interpolating"), slow("bosh3", "gauss")],
 )
 def test_the_gradients_error_falls_with_the_order(name, adjoint):
     class FixedStep(FixedRungeKutta):
@@ -140,7 +139,7 @@ def test_discrete_gradients_are_those_of_the_steps(name, checkpoints):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("checkpoints", [2, 6, 100])
+@pytest.mark.parametrize("checkpoints", [slow(2), 6, 100])
 def test_the_discrete_adjoint_evaluates_no_more_than_it_promises(checkpoints):
     calls = []
     problem = problems.rotation(0.0, 3.0)
@@ -185,11 +184,7 @@ def test_the_default_checkpoints_serve_ten_thousand_steps(how):
 
 @pytest.mark.parametrize(
     "solver, adjoint",
-    [
-        (solver, adjoint)
-        for solver, adjoint in PAIRS
-        if solver in ADAPTIVE or adjoint == "discrete"
-    ],
+    slow_unless(lambda *pair: pair in ADJOINTS or pair[1] == "discrete", PAIRS),
 )
 def test_gradients_flow_through_every_state_reported(solver, adjoint):
     # y = exp(r (t - t0)) y0, with both ends, a repeated and two close times.
@@ -216,8 +211,13 @@ def test_gradients_flow_through_every_state_reported(solver, adjoint):
     )
 
 
-@pytest.mark.parametrize("adjoint", RECORDED)
-@pytest.mark.parametrize("name", PER_SAMPLE)
+@pytest.mark.parametrize(
+    "name, adjoint",
+    slow_unless(
+        lambda name, _: name == "tsit5",
+        list(itertools.product(PER_SAMPLE, RECORDED)),
+    ),
+)
 def test_gradients_of_samples_that_step_for_themselves(name, adjoint):
     rates = np.array([[-1.0], [-4.0], [2.0]])
     speed = ops.convert_to_tensor(rates, "float64")
@@ -359,11 +359,14 @@ def test_the_scale_of_the_loss_is_of_no_account(adjoint):
 
 @pytest.mark.parametrize(
     "name, adjoint",
-    [
-        (name, adjoint)
-        for name, adjoint in PAIRS
-        if name in ADAPTIVE and adjoint != "discrete"
-    ]
+    slow_unless(
+        lambda *pair: pair in ADJOINTS,
+        [
+            (name, adjoint)
+            for name, adjoint in PAIRS
+            if name in ADAPTIVE and adjoint != "discrete"
+        ],
+    )
     + [("dormand_prince", "interpolating")],
 )
 def test_the_backward_solver_may_differ(name, adjoint):
