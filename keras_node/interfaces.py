@@ -13,6 +13,7 @@ from typing import ClassVar
 import keras
 
 from keras_node import backend
+from keras_node import structure
 from keras_node.solution import Solution
 
 
@@ -137,7 +138,8 @@ class Adjoint(Config, abc.ABC):
             t_eval: The times reported, or `None`.
             solution: The `Solution` of the forward solve.
             params: What `f` took as its third argument.
-            adjoint: A `Solution` with the cotangents of `y1` and `ys`.
+            adjoint: A `Solution` with the cotangents of `y1` and `ys`; the
+                rms of the two together is 1.
 
         Returns:
             The cotangents `(adj_y0, adj_params)`.
@@ -189,7 +191,11 @@ class Adjoint(Config, abc.ABC):
 
         def backward(residuals, adjoint):
             y0, solution, params, (frozen, times) = residuals
-            return self.pullback(
+            # The adjoint equation is linear: its error is judged relative to
+            # its size, and the scale of the loss is of no account. Dynamics
+            # in half precision would overflow with that scale.
+            scale, (y1, ys) = structure.unit((adjoint.y1, adjoint.ys))
+            gradients = self.pullback(
                 solver,
                 lambda t, y, params: f(t, y, params, frozen),
                 t0,
@@ -198,8 +204,9 @@ class Adjoint(Config, abc.ABC):
                 times if reports else None,
                 solution,
                 params,
-                adjoint,
+                adjoint._replace(y1=y1, ys=ys),
             )
+            return tuple(structure.scale(scale, x) for x in gradients)
 
         constants = (frozen, t_eval if reports else ())
         return backend.custom_vjp(forward, backward)((y0, params), constants)

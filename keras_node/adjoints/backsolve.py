@@ -9,6 +9,7 @@ from keras import tree
 
 from keras_node import backend
 from keras_node import checks
+from keras_node import dense_output
 from keras_node import structure
 from keras_node.interfaces import Adjoint
 from keras_node.interfaces import Solver
@@ -98,14 +99,11 @@ class BacksolveAdjoint(Adjoint):
             result.check_backward(solution, _REMEDIES)
             return structure.nan_unless(result.success, result.y1)
 
-        # The adjoint equation is linear: its error is judged relative to its
-        # size, and the scale of the loss is of no account.
-        scale, (adj_y1, adj_ys) = structure.unit((adjoint.y1, adjoint.ys))
         zeros = structure.full_like(params, 0.0)
-        state = (solution.y1, adj_y1, zeros)
+        state = (solution.y1, adjoint.y1, zeros)
         if t_eval is None:
             _, *gradients = back(t1, t0, state, y0)
-            return tuple(structure.scale(scale, x) for x in gradients)
+            return tuple(gradients)
 
         # From each time reported back to the one before it, where the state
         # is known and its cotangent comes in; at last to t0.
@@ -121,8 +119,7 @@ class BacksolveAdjoint(Adjoint):
             _, adj_y, adj_params = back(
                 ops.take(times, j + 1), ops.take(times, j), state, expected
             )
-            adj = read_row(adj_ys, row)
-            adj = structure.where(reported, adj, structure.full_like(adj, 0.0))
+            adj = dense_output.cotangent(adjoint.ys, j - 1, reported)
             return j - 1, (expected, structure.add(adj_y, adj), adj_params)
 
         last = ops.shape(times)[0] - 2
@@ -131,7 +128,7 @@ class BacksolveAdjoint(Adjoint):
             jump,
             (ops.convert_to_tensor(last, "int32"), state),
         )
-        return tuple(structure.scale(scale, x) for x in gradients)
+        return tuple(gradients)
 
 
 def _astray(y: Any, start: Any, expected: Any) -> Any:

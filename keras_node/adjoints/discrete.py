@@ -75,8 +75,6 @@ class DiscreteAdjoint(Adjoint):
         path = solution.trajectory
         interval = Interval(t0, t1, solution.t.dtype)
         g = interval.field(f)
-        # Half-precision dynamics would overflow with the scale of the loss.
-        scale, (adj_y1, adj_ys) = structure.unit((adjoint.y1, adjoint.ys))
         reports = t_eval is not None
         s_eval = interval.elapsed(t_eval) if reports else None
 
@@ -96,7 +94,7 @@ class DiscreteAdjoint(Adjoint):
             if reports:
                 degree = len(solver.tableau.b_dense[0])
                 pointer, *adj_inside = dense_output.collect(
-                    adj_ys,
+                    adjoint.ys,
                     pointer,
                     s_eval,
                     ops.equal(i, 0),
@@ -109,13 +107,7 @@ class DiscreteAdjoint(Adjoint):
             )
             return pointer, adj_y, structure.add(adj_params, vjp_params)
 
-        zeros = structure.full_like(params, 0.0)
-        carry = (
-            path.num_reported - 1,
-            structure.nan_unless(solution.success, adj_y1),
-            structure.nan_unless(ops.all(solution.success), zeros),
-        )
-        _, *gradients = replay.backwards(
-            path, y0, lambda i, y: step(i, y, params)[0], undo, carry
-        )
-        return tuple(structure.scale(scale, x) for x in gradients)
+        def redo(i, y):
+            return step(i, y, params)[0]
+
+        return replay.backwards(solution, y0, params, adjoint.y1, redo, undo)

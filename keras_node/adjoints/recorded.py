@@ -186,9 +186,6 @@ class RecordedAdjoint(Adjoint):
         path = solution.trajectory
         interval = Interval(t0, t1, solution.t.dtype)
         g = interval.field(f)
-        # The equation is linear: its error is judged relative to its size,
-        # and the scale of the loss is of no account.
-        scale, (adj_y1, adj_ys) = structure.unit((adjoint.y1, adjoint.ys))
         backward = (self.solver or solver).over_step(abs(t1 - t0))
         way_back = _WayBack(
             functools.partial(self._solve, backward),
@@ -196,7 +193,7 @@ class RecordedAdjoint(Adjoint):
             g,
             params,
             None if t_eval is None else interval.elapsed(t_eval),
-            adj_ys,
+            adjoint.ys,
             solution,
         )
 
@@ -213,13 +210,6 @@ class RecordedAdjoint(Adjoint):
             step = solver.dense(*path.step(i), y, slopes)
             return way_back.undo(step, ops.equal(i, 0), *carry)
 
-        zeros = structure.full_like(params, 0.0)
-        carry = (
-            path.num_reported - 1,
-            structure.nan_unless(solution.success, adj_y1),
-            structure.nan_unless(ops.all(solution.success), zeros),
+        return replay.backwards(
+            solution, y0, params, adjoint.y1, lambda i, y: take(i, y).y1, undo
         )
-        _, *gradients = replay.backwards(
-            path, y0, lambda i, y: take(i, y).y1, undo, carry
-        )
-        return tuple(structure.scale(scale, x) for x in gradients)

@@ -5,32 +5,41 @@ from typing import Any
 
 from keras import ops
 
-from keras_node.trajectory import Trajectory
+from keras_node import structure
+from keras_node.solution import Solution
 from keras_node.trajectory import get_item
 from keras_node.trajectory import list_like
 from keras_node.trajectory import set_item
 
 
 def backwards(
-    path: Trajectory, y0: Any, step: Callable, undo: Callable, carry: tuple
-) -> tuple:
-    """Visits the steps of a solve, last to first.
+    solution: Solution,
+    y0: Any,
+    params: Any,
+    adj_y1: Any,
+    step: Callable,
+    undo: Callable,
+) -> tuple[Any, Any]:
+    """Carries the cotangents back over the steps of a solve, last to first.
 
     States that were not kept are computed again, from the checkpoint before
     them: a step between two checkpoints is taken once more.
 
     Args:
-        path: The record of the solve.
+        solution: The solve, with its record.
         y0: Its initial state.
+        params: What the gradient of the parameters is shaped like.
+        adj_y1: The cotangent of the state at its end.
         step: `step(i, y)` takes step `i` from the state `y`, and returns the
             state at its end.
-        undo: `undo(i, y, *carry)` visits step `i`, which started from `y`,
-            and returns a new `carry`.
-        carry: A tuple.
+        undo: `undo(i, y, pointer, adj_y, adj_params)` goes back over step `i`,
+            which started from `y`, and returns the last three as they are at
+            its start. `pointer` is the index of the last report before.
 
     Returns:
-        The last `carry`.
+        The cotangents `(adj_y0, adj_params)`; NaN where the solve had failed.
     """
+    path = solution.trajectory
 
     def undo_segment(end, *carry):
         """Back to the checkpoint before step `end`."""
@@ -53,7 +62,13 @@ def backwards(
         )
         return start, *carry
 
-    _, *carry = ops.while_loop(
+    zeros = structure.full_like(params, 0.0)
+    carry = (
+        path.num_reported - 1,
+        structure.nan_unless(solution.success, adj_y1),
+        structure.nan_unless(ops.all(solution.success), zeros),
+    )
+    _, _, *gradients = ops.while_loop(
         lambda end, *_: end > 0, undo_segment, (path.num_steps, *carry)
     )
-    return tuple(carry)
+    return tuple(gradients)
