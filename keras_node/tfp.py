@@ -84,8 +84,11 @@ class _GuardedDormandPrince(ode.DormandPrince):
         # No step can be short enough to step off a pole.
         broken = tf.logical_not(structure.all_finite((y0, f0)))
         status = tf.where(broken, Status.NON_FINITE, Status.SUCCESS)
-        # An interval of no length ends where it starts.
-        start = tf.where(self._span > 0, state.current_time, _past(self._span))
+        # An interval of no length ends where it starts, and so does an empty
+        # batch: the norm of its error would be 0 / 0.
+        batch = tf.shape(tree.flatten(y0)[0])[0]
+        moves = tf.logical_and(self._span > 0, batch > 0)
+        start = tf.where(moves, state.current_time, _past(self._span))
         state = state._replace(current_time=start, step_size=dt)
         return _end_if(broken, _State(*state, 0, status))
 

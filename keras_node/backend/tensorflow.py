@@ -53,6 +53,9 @@ def custom_vjp(forward: Callable, backward: Callable) -> Callable:
 
 
 def scatter(buffer: Any, indices: Any, updates: Any) -> Any:
+    # TensorFlow refuses to write nothing: not even that, then.
+    rows = tf.minimum(tf.shape(indices)[0], tf.size(updates))
+    indices, updates = indices[:rows], updates[:rows]
     return tf.tensor_scatter_nd_update(buffer, indices, updates)
 
 
