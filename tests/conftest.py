@@ -1,6 +1,7 @@
 """Quiet, deterministic test runs."""
 
 import os
+from collections import Counter
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # PyTorch's threads stall where anything else runs beside them.
@@ -12,8 +13,15 @@ os.environ.setdefault(
     "--xla_llvm_disable_expensive_passes=true",
 )
 
+import hypothesis
 import keras
 import pytest
+
+hypothesis.settings.register_profile(
+    "ci", max_examples=9, deadline=None, derandomize=True, database=None
+)
+hypothesis.settings.register_profile("long", max_examples=180, deadline=None)
+hypothesis.settings.load_profile("ci")
 
 if keras.backend.backend() == "jax":
     import jax
@@ -24,3 +32,29 @@ if keras.backend.backend() == "jax":
 @pytest.fixture(autouse=True)
 def seed():
     keras.utils.set_random_seed(0)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Counts what `test_adversarial.py` found."""
+    reports = [
+        report
+        for kind in ("passed", "failed")
+        for report in terminalreporter.stats.get(kind, [])
+        if "test_adversarial.py" in report.nodeid
+    ]
+    if not reports:
+        return
+    verdicts = Counter(
+        dict(report.user_properties).get("verdict", "right")
+        for report in reports
+        if report.passed
+    )
+    failed = [report for report in reports if report.failed]
+    # A test that takes too long ends its process.
+    hangs = sum("crashed" in str(report.longrepr) for report in failed)
+    found = ", ".join(f"{count} {name}" for name, count in verdicts.items())
+    terminalreporter.section("hard problems")
+    terminalreporter.line(
+        f"{keras.backend.backend()}: {len(reports)} runs, {hangs} hangs, "
+        f"{len(failed) - hangs} lies; {found}"
+    )

@@ -1,6 +1,7 @@
 """What the tests share."""
 
 import contextlib
+import functools
 import os
 import subprocess
 import sys
@@ -75,8 +76,9 @@ def compilations() -> dict[str, Callable]:
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        ways["graph"] = tf.function
-        ways["xla"] = lambda f: tf.function(f, jit_compile=True)
+        # Keras converts no Python either; it takes longer than the rest.
+        ways["graph"] = functools.partial(tf.function, autograph=False)
+        ways["xla"] = functools.partial(ways["graph"], jit_compile=True)
     if keras.backend.backend() == "jax":
         import jax
 

@@ -1,0 +1,163 @@
+"""Right or declared failed: every solver and adjoint on problems that break
+solvers.
+
+    python -m pytest -m "" tests/test_adversarial.py
+
+runs every combination and prints the count; without `-m ""` each problem is
+met once. Each solve is a test of its own with a time limit: one that hangs
+takes its process with it, and the others go on in a new one. A number that is
+wrong, and a failure that is not declared as it should be, fails its test.
+"""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from adversarial import CASES
+from adversarial import Answer
+from adversarial import Case
+from helpers import PAIRS
+from helpers import PER_SAMPLE
+from helpers import compilations
+from helpers import numpy
+from keras import ops
+from keras import tree
+
+from keras_node import SolverError
+from keras_node import adjoints
+from keras_node import backend
+from keras_node import solvers
+from keras_node.interfaces import Solver
+from keras_node.solution import Status
+
+RTOL, ATOL = 1e-4, 1e-7
+# Errors allowed, in units of the tolerance of a step. Steps of fixed length
+# have no tolerance: they are held to their own formula, and if that is within
+# a tenth of the solution, their gradients to ten times its error.
+FACTOR, GRADIENT_FACTOR = 20, 200
+
+WITH = [(*pair, "shared step") for pair in PAIRS]
+WITH += [(*pair, "per sample") for pair in PAIRS if pair[0] in PER_SAMPLE]
+
+
+def combinations() -> list:
+    """All there are; those beyond one for each problem are marked."""
+    hows = list(compilations())
+    chosen = {
+        (case, WITH[5 * i % len(WITH)], hows[i % len(hows)])
+        for i, case in enumerate(CASES)
+    }
+    return [
+        pytest.param(
+            *each,
+            marks=() if each in chosen else pytest.mark.adversarial,
+            id=", ".join(str(x) for x in tree.flatten(each)),
+        )
+        for each in itertools.product(CASES, WITH, hows)
+    ]
+
+
+def solver_for(name: str, stepping: str, case: Case) -> Solver:
+    known = {"num_steps": 50}
+    if solvers.ALL[name].adaptive:
+        known = {"rtol": RTOL, "atol": ATOL, "max_steps": 300}
+    known |= {k: v for k, v in case.options.items() if k in known}
+    if stepping == "per sample":
+        known["per_sample"] = True
+    return solvers.get(name, **known)
+
+
+def solve(case: Case, solver: Solver, adjoint: str, how: str) -> Answer:
+    """Solves, and checks that what failed is declared so and nothing else.
+
+    Gradients that an error was raised for are NaN.
+    """
+
+    def integrate(y0, p):
+        def f(t, y, p, _):
+            return case.f(ops, t, y, p)
+
+        return adjoints.get(adjoint).integrate(solver, f, *case.t_span, y0, p)
+
+    def end(y0, p):
+        solution = integrate(y0, p)
+        return solution.y1, solution.t, ops.cast(solution.status, "float32")
+
+    def run(y0, p):
+        zeros = ops.zeros(y0.shape[:1] if solver.per_sample else ())
+        cotangent = ops.ones_like(y0), zeros, zeros
+        return backend.vjp(end, (y0, p), cotangent)
+
+    args = ops.convert_to_tensor(case.start()), ops.ones(())
+    try:
+        outputs, gradients = numpy(compilations()[how](run)(*args))
+    except SolverError as error:
+        assert how == "eager" and "backward" in str(error)
+        outputs, gradients = numpy(end(*args)), np.full((2, 1, 1), np.nan)
+    (y1, t, status), (adj_y0, adj_p) = outputs, gradients
+    success = np.broadcast_to((status == Status.SUCCESS).T, y1.T.shape).T
+    np.testing.assert_array_equal(np.isfinite(y1), success)
+    assert np.isnan(np.where(success, np.nan, adj_y0)).all()
+    assert np.isnan(adj_p).all() or success.all()
+    assert np.all((t >= min(case.t_span)) & (t <= max(case.t_span)))
+    if solver.adaptive and case.reason:
+        assert case.reason in status, status
+    if how == "eager" and not success.all():
+        with pytest.raises(SolverError):
+            integrate(*args).check()
+    return Answer(y1, adj_y0, adj_p)
+
+
+def error_ratio(value: Any, truth: Any, size: Any) -> float:
+    """The largest error in units of the tolerance of a step.
+
+    NaN and infinity declare a failure: they have none.
+    """
+    with np.errstate(all="ignore"):
+        error = np.abs(value - truth) / (
+            ATOL + RTOL * np.maximum(size, np.abs(truth))
+        )
+    # From a start that is off by the error allowed, `y' = y^2` does not reach
+    # its pole at t = 1.
+    huge = np.isinf(truth) & (np.abs(value) > 1 / (FACTOR * RTOL))
+    error = np.where(huge, 0.0, error)
+    # A number where there is none to be had.
+    error = np.where(np.isfinite(error), error, np.inf)
+    return np.max(error, where=np.isfinite(value), initial=0.0)
+
+
+def error_ratios(found: Answer, truth: Answer, start: Any) -> list[float]:
+    """Those of the end and of the gradients, whose size is that of all."""
+    sizes = [np.abs(start)]
+    for gradient in truth[1:]:
+        known = gradient[np.isfinite(gradient)]
+        sizes.append(np.sqrt(np.mean(known**2)) if known.size else 0.0)
+    return [
+        error_ratio(*each) for each in zip(found, truth, sizes, strict=True)
+    ]
+
+
+@pytest.mark.timeout(300, method="thread")
+@pytest.mark.parametrize("case, combination, how", combinations())
+def test_right_or_declared_failed(case, combination, how, record_property):
+    case, (solver, adjoint, stepping) = CASES[case], combination
+    solver = solver_for(solver, stepping, case)
+    found, truth = solve(case, solver, adjoint, how), case.truth()
+    verdict = "right" if np.isfinite(found.y1).all() else "declared failed"
+    allowed = GRADIENT_FACTOR * case.slack
+    expected = truth
+    if not solver.adaptive:
+        expected = case.formula(solver.tableau, solver.num_steps)
+    error, *errors = error_ratios(found, expected, case.start())
+    if not (solver.adaptive or adjoint == "discrete"):
+        off = max(error_ratios(expected, truth, 0.0))
+        if off * RTOL > 0.1 or np.isinf(truth.y1).any():
+            verdict, errors = "by formula", []
+        else:
+            _, *errors = error_ratios(found, truth, case.start())
+            allowed = max(allowed, 10 * off)
+    assert error <= FACTOR * case.slack, (found, expected)
+    if case.has_gradient:
+        assert max(errors, default=0) <= allowed, (found, truth)
+    record_property("verdict", verdict)
