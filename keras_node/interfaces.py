@@ -206,6 +206,7 @@ class Adjoint(Config, abc.ABC):
                 params,
                 adjoint._replace(y1=y1, ys=ys),
             )
+            solution.check_gradients((y1, ys), gradients)
             return tuple(structure.scale(scale, x) for x in gradients)
 
         constants = (frozen, t_eval if reports else ())

@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_node import backend
+from keras_node import structure
 
 
 class Status(enum.IntEnum):
@@ -38,6 +39,12 @@ _REMEDIES = (
     "What helps, in this order: check the inputs for NaN and infinite values; "
     "loosen `rtol` and `atol`; raise `max_steps`; make `dynamics` smoother or "
     "smaller (bounded activations, smaller weights); choose another solver."
+)
+
+_NO_GRADIENT = (
+    "The backward pass of a solve that succeeded is NaN or infinite: the "
+    "derivative of `dynamics` is, somewhere on the way, as that of `sqrt` is "
+    "at 0. What helps: smoother `dynamics`; inputs that keep away from there."
 )
 
 
@@ -85,6 +92,21 @@ class Solution(NamedTuple):
         failed = forward.failed()
         if failed is not None and not failed.size:
             self.check("backward solve", remedies)
+
+    def check_gradients(self, cotangents: Any, gradients: Any) -> None:
+        """Raises `SolverError` if they are not finite, outside compiled code.
+
+        Quiet if it is not for the backward solve that they are not.
+        """
+        failed = self.failed()
+        if failed is None or failed.size:
+            return
+        broken = ops.logical_and(
+            structure.all_finite(cotangents),
+            ops.logical_not(structure.all_finite(gradients)),
+        )
+        if backend.is_concrete(broken) and bool(broken):
+            raise SolverError(_NO_GRADIENT)
 
     def check(self, name: str = "solve", remedies: str = _REMEDIES) -> None:
         """Raises `SolverError` if a solve failed, outside compiled code."""
