@@ -7,33 +7,40 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_node import backend
 
+# float32 holds numbers from 1e-38 to 3e38. A solve squares the tolerances, and
+# multiplies times by slopes and coefficients.
+_SMALLEST, _LARGEST = 1e-18, 1e30
 
-def _is_finite(value: Any) -> bool:
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return number and math.isfinite(value)
+
+def _real(value: Any) -> float:
+    """A real number that is not too large as a float; NaN for all else."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return math.nan
+    return float(value) if abs(value) <= _LARGEST else math.nan
 
 
 def positive_float(name: str, value: Any) -> float:
-    if _is_finite(value) and value > 0:
-        return float(value)
+    number = _real(value)
+    if number >= _SMALLEST:
+        return number
     raise ValueError(
-        f"`{name}` must be a positive, finite number. "
+        f"`{name}` must be a number between {_SMALLEST} and {_LARGEST}. "
         f"Received: {name}={value!r}"
     )
 
 
 def positive_int(name: str, value: Any) -> int:
-    if (
-        isinstance(value, numbers.Integral)
-        and not isinstance(value, bool)
-        and value > 0
-    ):
+    """What an int32 tensor holds."""
+    integer = isinstance(value, numbers.Integral)
+    if integer and not isinstance(value, bool) and 0 < value < 2**31:
         return int(value)
     raise ValueError(
-        f"`{name}` must be a positive integer. Received: {name}={value!r}"
+        f"`{name}` must be a positive integer below 2**31. "
+        f"Received: {name}={value!r}"
     )
 
 
@@ -45,16 +52,33 @@ def boolean(name: str, value: Any) -> bool:
     )
 
 
-def time_span(name: str, value: Any) -> tuple[float, float]:
-    try:
-        t0, t1 = value
-    except (TypeError, ValueError):
-        t0 = t1 = None
-    if _is_finite(t0) and _is_finite(t1) and t0 != t1:
-        return float(t0), float(t1)
+def flag(name: str, value: Any) -> bool:
+    """What Keras takes for `training`."""
+    whole = isinstance(value, (numbers.Integral, np.bool_))
+    if value is None or (whole and value in (0, 1)):
+        return bool(value)
     raise ValueError(
-        f"`{name}` must be a pair of two different, finite numbers "
-        f"`(t0, t1)`. Received: {name}={value!r}"
+        f"`{name}` must be `True`, `False` or `None`. "
+        f"Received: {name}={value!r}"
+    )
+
+
+def float_dtype(name: str, value: str) -> None:
+    if not keras.backend.is_float_dtype(value):
+        raise ValueError(
+            f"`{name}` must be one of floats. Received: {name}={value!r}"
+        )
+
+
+def time_span(name: str, value: Any) -> tuple[float, float]:
+    pair = value.tolist() if isinstance(value, np.ndarray) else value
+    if isinstance(pair, (list, tuple)) and len(pair) == 2:
+        t0, t1 = map(_real, pair)
+        if abs(t1 - t0) > 0:  # neither is NaN
+            return t0, t1
+    raise ValueError(
+        f"`{name}` must be a pair of two different numbers `(t0, t1)`, at most "
+        f"{_LARGEST} in size. Received: {name}={value!r}"
     )
 
 
@@ -63,35 +87,99 @@ def times_within(name: str, value: Any, span: tuple) -> list[float] | None:
     if value is None:
         return None
     try:
-        times = np.asarray(value, "float64")
-    except (TypeError, ValueError):
+        times = np.asarray(value)
+    except Exception:  # of whatever kind a tensor may raise
         times = np.asarray([])
-    inside = (times >= min(span)) & (times <= max(span))
-    if times.ndim == 1 and times.size and inside.all():
-        return times.tolist()
+    if times.ndim == 1 and times.size and times.dtype.kind in "iuf":
+        if np.all((times >= min(span)) & (times <= max(span))):
+            return times.astype("float64").tolist()
     raise ValueError(
         f"`{name}` must be a non-empty sequence of times within `t_span`, here "
         f"{span}. Received: {name}={value!r}"
     )
 
 
-def times_to_report(name: str, times: Any, span: tuple) -> None:
-    """Refuses a tensor of times, as far as it is known."""
-    shape = tuple(times.shape)
-    if len(shape) != 1 or shape[0] == 0:
+def times_to_report(name: str, value: Any, span: tuple, dtype: str) -> Any:
+    """A vector of times within `span`, as far as they are known."""
+    symbolic = isinstance(value, keras.KerasTensor)
+    times = value if symbolic else _real_tensor(value, dtype)
+    if times is None or len(times.shape) != 1 or times.shape[0] == 0:
         raise ValueError(
             f"`{name}` must be a non-empty vector of times. "
-            f"Received: a tensor of shape {shape}"
+            f"Received: {name}={_described(value)}"
         )
-    if backend.is_concrete(times):
-        values = keras.ops.convert_to_numpy(times)
+    if not symbolic and backend.is_concrete(times):
+        values = ops.convert_to_numpy(times)
         low, high = (np.asarray(x, values.dtype) for x in sorted(span))
         slack = 4 * np.finfo(values.dtype).eps * max(abs(low), abs(high))
         if not np.all((values >= low - slack) & (values <= high + slack)):
             raise ValueError(
                 f"`{name}` must lie within `t_span`, here {span}. "
-                f"Received: {values}"
+                f"Received: {name}={values}"
             )
+    return times
+
+
+def _real_tensor(value: Any, dtype: str) -> Any:
+    """Real numbers as a tensor of that dtype, `None` for all else."""
+    is_float, is_int = keras.backend.is_float_dtype, keras.backend.is_int_dtype
+    try:
+        found = ops.convert_to_tensor(value).dtype
+        real = is_float(found) or is_int(found)
+        return ops.convert_to_tensor(value, dtype) if real else None
+    except Exception:  # each framework raises its own
+        return None
+
+
+def _described(value: Any) -> str:
+    """A tensor without its values: they may be many, on another device."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"a tensor of shape {value.shape} and dtype {value.dtype}"
+    return repr(value)
+
+
+def _shape_of_floats(value: Any) -> tuple | None:
+    """The shape of a tensor of floats, `None` for all else."""
+    try:
+        is_float = keras.backend.is_float_dtype(value.dtype)
+        return tuple(value.shape) if is_float else None
+    except (AttributeError, ValueError):
+        return None
+
+
+def state(name: str, value: Any) -> None:
+    """Refuses what is no tensor of floats with an axis for the batch."""
+    if not _shape_of_floats(value):
+        raise ValueError(
+            f"`{name}` must be a tensor of floats of shape `(batch, ...)`: "
+            "cast integers before the block. "
+            f"Received: {name}={_described(value)}"
+        )
+
+
+def slope(name: str, value: Any, shape: tuple) -> None:
+    """Refuses what a network made of a state, if it is no slope of it.
+
+    Sizes that are not known yet may be equal.
+    """
+    found = _shape_of_floats(value)
+    if (
+        found is None
+        or len(found) != len(shape)
+        or any(m != n for m, n in zip(found, shape, strict=True) if m and n)
+    ):
+        raise ValueError(
+            f"`{name}` must return one tensor of floats of the shape of its "
+            f"input, here {shape}. Received: {_described(value)}"
+        )
+
+
+def not_symbolic(name: str, value: Any) -> None:
+    if isinstance(value, keras.KerasTensor):
+        raise ValueError(
+            f"`{name}` must have values: only a layer as a whole can be called "
+            f"on a symbolic tensor. Received: {name}={value!r}"
+        )
 
 
 def network(name: str, value: Any) -> keras.layers.Layer:
@@ -133,7 +221,13 @@ def lookup(
         return found(**kwargs)
     found = identifier
     if isinstance(identifier, dict):
-        found = keras.saving.deserialize_keras_object(identifier)
+        try:
+            found = keras.saving.deserialize_keras_object(identifier)
+        except Exception as error:  # its kind depends on what is wrong
+            raise ValueError(
+                f"The config of `{name}` cannot be loaded: {error}\n"
+                f"Received: {name}={identifier!r}"
+            ) from error
     if not isinstance(found, base):
         names = f"one of {list(known)} or " if known else ""
         raise ValueError(

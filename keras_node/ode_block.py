@@ -36,8 +36,8 @@ class ODEBlock(keras.layers.Layer):
             share its weights between two places of a model, call one
             `ODEBlock` twice; Keras cannot load a model in which two blocks
             hold one network.
-        t_span: Pair of floats `(t0, t1)`; `t1 < t0` integrates backwards.
-            Defaults to `(0.0, 1.0)`.
+        t_span: Pair of floats `(t0, t1)`, at most `1e30` in size; `t1 < t0`
+            integrates backwards. Defaults to `(0.0, 1.0)`.
         t_eval: Sequence of floats within `t_span`, in any order, the times to
             report the state at instead of `y(t1)` alone, or `None`. Defaults
             to `None`.
@@ -68,8 +68,8 @@ class ODEBlock(keras.layers.Layer):
 
     Raises:
         ValueError: If an argument is not as described, `dynamics` changes the
-            shape of its input, `inputs` are integers, or `adjoint` needs a
-            record of the steps and `solver` keeps none.
+            shape of its input or returns no floats, `inputs` are integers, or
+            `adjoint` needs a record of the steps and `solver` keeps none.
         keras_node.SolverError: If a solve fails in an eager call.
 
     Example:
@@ -100,6 +100,8 @@ class ODEBlock(keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        checks.float_dtype("dtype", self.compute_dtype)
+        self.input_spec = keras.layers.InputSpec(min_ndim=1)
         # `callbacks.SolverStats` sees the solutions here, while it is in use.
         self.observer = None
         self.dynamics = checks.network("dynamics", dynamics)
@@ -123,14 +125,7 @@ class ODEBlock(keras.layers.Layer):
         state = keras.KerasTensor(inputs_shape, dtype=self.compute_dtype)
         # A symbolic call builds every kind of layer; `dynamics.build` would
         # miss subclasses without a `build` of their own.
-        slope = self.dynamics(state)
-        shape = getattr(slope, "shape", None)
-        if shape is None or tuple(shape) != tuple(inputs_shape):
-            raise ValueError(
-                "`dynamics` must return one tensor of the shape of its input. "
-                f"Received: input shape {tuple(inputs_shape)}, output shape "
-                f"{shape if shape is None else tuple(shape)}"
-            )
+        checks.slope("dynamics", self.dynamics(state), tuple(inputs_shape))
 
     def call(
         self, inputs: Any, t_eval: Any = None, training: bool | None = None
@@ -168,19 +163,15 @@ class ODEBlock(keras.layers.Layer):
             `num_evals`, `num_steps`, `num_accepted`, and `success`. It does
             not raise when the solve has failed.
         """
-        y0 = ops.convert_to_tensor(inputs)
-        _check_float(y0)
+        checks.not_symbolic("inputs", inputs)
+        checks.not_symbolic("t_eval", t_eval)
+        checks.state("inputs", inputs)
+        training = checks.flag("training", training)
         if not self.built:
-            self.build(y0.shape)
-        # Half precision cannot hold a time step.
-        half = keras.backend.standardize_dtype(self.compute_dtype) in (
-            "float16",
-            "bfloat16",
-        )
-        dtype = "float32" if half else self.compute_dtype
-        y0 = ops.cast(y0, dtype)
-        times, order = self._times(t_eval, dtype)
-        field = VectorField(self.dynamics, bool(training))
+            self.build(inputs.shape)
+        y0 = ops.cast(ops.convert_to_tensor(inputs), self._state_dtype)
+        times, order = self._times(t_eval)
+        field = VectorField(self.dynamics, self._state_dtype, training)
         params, frozen = field.params, field.frozen
         field.advance(y0)
         solution = self.adjoint.integrate(
@@ -191,17 +182,29 @@ class ODEBlock(keras.layers.Layer):
         back = ops.argsort(order)
         return solution._replace(ys=ops.take(solution.ys, back, axis=0))
 
-    def _times(self, t_eval: Any, dtype: str) -> tuple[Any, Any]:
+    @property
+    def _state_dtype(self) -> str:
+        # Half precision cannot hold a time step.
+        dtype = self.compute_dtype
+        return dtype if dtype in ("float32", "float64") else "float32"
+
+    def _times(self, t_eval: Any) -> tuple[Any, Any]:
         """The times to report in the order of integration, and that order."""
-        times = self.t_eval if t_eval is None else t_eval
-        if times is None:
+        if t_eval is not None:
+            times = self._checked(t_eval)
+        elif self.t_eval is not None:
+            times = ops.convert_to_tensor(self.t_eval, self._state_dtype)
+        else:
             return None, None
-        times = ops.convert_to_tensor(times, dtype)
-        if t_eval is not None:  # the layer's own are checked already
-            checks.times_to_report("t_eval", times, self.t_span)
         t0, t1 = self.t_span
         order = ops.argsort(times if t1 > t0 else -times)
         return ops.take(times, order), order
+
+    def _checked(self, t_eval: Any) -> Any:
+        """The times given at a call, as a tensor."""
+        return checks.times_to_report(
+            "t_eval", t_eval, self.t_span, self._state_dtype
+        )
 
     def compute_output_shape(
         self, inputs_shape: tuple, t_eval_shape: tuple | None = None
@@ -213,9 +216,11 @@ class ODEBlock(keras.layers.Layer):
     def compute_output_spec(
         self, inputs: Any, t_eval: Any = None, training: bool | None = None
     ) -> Any:
-        _check_float(inputs)
+        checks.state("inputs", inputs)
+        checks.flag("training", training)
         shape = self.compute_output_shape(
-            inputs.shape, None if t_eval is None else tuple(t_eval.shape)
+            inputs.shape,
+            None if t_eval is None else tuple(self._checked(t_eval).shape),
         )
         return keras.KerasTensor(shape, dtype=self.compute_dtype)
 
@@ -233,16 +238,7 @@ class ODEBlock(keras.layers.Layer):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "ODEBlock":
         config = dict(config)
-        config["dynamics"] = keras.saving.deserialize_keras_object(
-            config["dynamics"]
+        config["dynamics"] = checks.lookup(
+            "dynamics", config.get("dynamics"), {}, keras.layers.Layer
         )
         return cls(**config)
-
-
-def _check_float(inputs: Any) -> None:
-    dtype = keras.backend.standardize_dtype(inputs.dtype)
-    if not keras.backend.is_float_dtype(dtype):
-        raise ValueError(
-            "`inputs` must be a tensor of floats: cast it before the block. "
-            f"Received: dtype {dtype}"
-        )

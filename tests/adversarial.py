@@ -165,6 +165,12 @@ CASES = {
         [0.0, -2.0],
         lambda y0, p: y0 + 1e-30 * p,
     ),
+    "a first step that overflows": Case(
+        lambda ops, t, y, p: -p * ops.sinh(y),
+        [20.0, 1.0],
+        lambda y0, p: 2 * np.arctanh(np.tanh(y0 / 2) * np.exp(-p)),
+        options={"first_step": 1.0},
+    ),
     "the square root of time": Case(
         lambda ops, t, y, p: p * ops.sqrt(t) + 0 * y,
         [1.0, -2.0],

@@ -409,23 +409,6 @@ def test_the_error_of_the_parameters_gradient_takes_no_steps(adjoint):
     assert len(counts[1.0]) == len(counts[1e6])
 
 
-def test_unknown_adjoints_are_refused_with_the_known_ones_listed():
-    for bad in ("bptt", 3, None, solvers.DormandPrince()):
-        with pytest.raises(ValueError, match="backsolve.*Received"):
-            adjoints.get(bad)
-    with pytest.raises(ValueError, match="`solver`.*Received"):
-        adjoints.BacksolveAdjoint(solver="dormand_prince")
-    for name, bad in itertools.product(RECORDED, (0, -1, 1.5, None, True)):
-        with pytest.raises(ValueError, match="`checkpoints`.*Received"):
-            adjoints.ALL[name](checkpoints=bad)
-    for name in ("interpolating", "gauss"):
-        for bad in ("tsit5", solvers.RK4()):
-            with pytest.raises(ValueError, match="`solver`.*Received"):
-                adjoints.ALL[name](solver=bad)
-    with pytest.raises(ValueError, match="native.*Received"):
-        adjoints.GaussAdjoint(solver=solvers.DormandPrince())
-
-
 def test_a_record_keeps_every_stride_th_state():
     # With rejected steps between, whether slots are free or all taken.
     path = Trajectory.empty(ops.zeros(()), ops.zeros((1,)), 50, 4)

@@ -62,6 +62,7 @@ def solver_for(name: str, stepping: str, case: Case) -> Solver:
     known = {"num_steps": 50}
     if solvers.ALL[name].adaptive:
         known = {"rtol": RTOL, "atol": ATOL, "max_steps": 300}
+        known["first_step"] = None
     known |= {k: v for k, v in case.options.items() if k in known}
     if stepping == "per sample":
         known["per_sample"] = True

@@ -322,31 +322,3 @@ def test_config_round_trip(name):
     again = solvers.get(keras.saving.serialize_keras_object(solver))
     assert type(again) is type(solver)
     assert again.get_config() == solver.get_config() == given
-
-
-BAD = {
-    "rtol": (0, -1e-3, float("nan"), float("inf"), "1e-3", None, True),
-    "atol": (0.0, -1.0, float("nan"), [1e-3]),
-    "max_steps": (0, -1, 1.5, "many", None, True),
-    "first_step": (0, -0.1, float("nan"), float("inf"), "auto"),
-    "per_sample": (1, None, "yes"),
-    "num_steps": (0, -1, 1.5, None, True),
-}
-
-
-@pytest.mark.parametrize("name", solvers.ALL)
-def test_bad_arguments(name):
-    for argument in solvers.get(name).get_config():
-        for value in BAD[argument]:
-            with pytest.raises(ValueError, match=rf"`{argument}`.*Received"):
-                solvers.ALL[name](**{argument: value})
-
-
-def test_unknown_solvers_are_refused_with_the_known_ones_listed():
-    for bad in ("euler5", 3, None, object, solvers.DormandPrince):
-        with pytest.raises(ValueError, match="dormand_prince.*Received"):
-            solvers.get(bad)
-    with pytest.raises(ValueError, match="`rtol`.*Received"):
-        solvers.get(solvers.DormandPrince(), rtol=1e-3)
-    with pytest.raises(ValueError, match="`rtol`.*num_steps.*Received"):
-        solvers.get("euler", rtol=1e-3)

@@ -41,7 +41,7 @@ class DiscreteAdjoint(Adjoint):
             `max_steps` its square root is a good choice. Defaults to `100`.
 
     Raises:
-        ValueError: If `checkpoints` is not a positive integer.
+        ValueError: If `checkpoints` is not a positive integer below `2**31`.
 
     Example:
     >>> block = keras_node.ODEBlock(

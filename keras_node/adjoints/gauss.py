@@ -35,7 +35,7 @@ class GaussAdjoint(RecordedAdjoint):
 
     Raises:
         ValueError: If `solver` is not as described, or `checkpoints` is not a
-            positive integer.
+            positive integer below `2**31`.
 
     Example:
     >>> block = keras_node.ODEBlock(

@@ -44,7 +44,7 @@ class InterpolatingAdjoint(RecordedAdjoint):
 
     Raises:
         ValueError: If `solver` is not as described, or `checkpoints` is not a
-            positive integer.
+            positive integer below `2**31`.
 
     Example:
     >>> block = keras_node.ODEBlock(

@@ -33,7 +33,8 @@ class Dopri5(AdaptiveRungeKutta):
             mates. Defaults to `False`.
 
     Raises:
-        ValueError: If an argument is not as described.
+        ValueError: If an argument is not as described. Floats lie between
+            `1e-18` and `1e30`, integers below `2**31`.
 
     Example:
     >>> solver = keras_node.solvers.Dopri5(rtol=1e-6, per_sample=True)
@@ -72,7 +73,8 @@ class DormandPrince(Dopri5):
             to `None`.
 
     Raises:
-        ValueError: If an argument is not positive and finite.
+        ValueError: If an argument is not as described. Floats lie between
+            `1e-18` and `1e30`, integers below `2**31`.
 
     Example:
     >>> solver = keras_node.solvers.DormandPrince(rtol=1e-6, atol=1e-6)
@@ -141,7 +143,8 @@ class Tsit5(AdaptiveRungeKutta):
             mates. Defaults to `False`.
 
     Raises:
-        ValueError: If an argument is not as described.
+        ValueError: If an argument is not as described. Floats lie between
+            `1e-18` and `1e30`, integers below `2**31`.
 
     Example:
     >>> block = keras_node.ODEBlock(keras.layers.Dense(4), solver="tsit5")
@@ -177,7 +180,8 @@ class Bosh3(AdaptiveRungeKutta):
             mates. Defaults to `False`.
 
     Raises:
-        ValueError: If an argument is not as described.
+        ValueError: If an argument is not as described. Floats lie between
+            `1e-18` and `1e30`, integers below `2**31`.
 
     Example:
     >>> block = keras_node.ODEBlock(keras.layers.Dense(4), solver="bosh3")

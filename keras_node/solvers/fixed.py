@@ -19,7 +19,7 @@ class Euler(FixedRungeKutta):
         num_steps: Int, the number of steps. Defaults to `10`.
 
     Raises:
-        ValueError: If `num_steps` is not a positive integer.
+        ValueError: If `num_steps` is not a positive integer below `2**31`.
 
     Example:
     >>> block = keras_node.ODEBlock(keras.layers.Dense(4), solver="euler")
@@ -44,7 +44,7 @@ class Midpoint(FixedRungeKutta):
         num_steps: Int, the number of steps. Defaults to `10`.
 
     Raises:
-        ValueError: If `num_steps` is not a positive integer.
+        ValueError: If `num_steps` is not a positive integer below `2**31`.
 
     Example:
     >>> solver = keras_node.solvers.Midpoint(num_steps=5)
@@ -71,7 +71,7 @@ class Heun(FixedRungeKutta):
         num_steps: Int, the number of steps. Defaults to `10`.
 
     Raises:
-        ValueError: If `num_steps` is not a positive integer.
+        ValueError: If `num_steps` is not a positive integer below `2**31`.
 
     Example:
     >>> solver = keras_node.solvers.Heun(num_steps=5)
@@ -97,7 +97,7 @@ class RK4(FixedRungeKutta):
         num_steps: Int, the number of steps. Defaults to `10`.
 
     Raises:
-        ValueError: If `num_steps` is not a positive integer.
+        ValueError: If `num_steps` is not a positive integer below `2**31`.
 
     Example:
     >>> block = keras_node.ODEBlock(keras.layers.Dense(4), solver="rk4")

@@ -1,0 +1,322 @@
+"""Bad arguments are refused, by name, with what was received."""
+
+import inspect
+import re
+from fractions import Fraction
+
+import keras
+import numpy as np
+import pytest
+from helpers import numpy
+from keras import layers
+from keras import ops
+
+import keras_node
+from keras_node import ODEBlock
+from keras_node import adjoints
+from keras_node import solvers
+
+NAN, INF = float("nan"), float("inf")
+
+# What is bad for an argument, in whatever class. `None` is added where it is
+# not the default.
+NUMBERS = (0, -1e-3, NAN, INF, 1e-60, 1e39, 10**400, Fraction(1, 10**400))
+NUMBERS += ("1e-3", b"1", True, 1j, [1e-3], np.array(1e-3), np.float64)
+COUNTS = (0, -1, NAN, INF, 1.5, 3.0, 2**31, 10**400)
+COUNTS += ("3", True, 3j, [3], np.array(3), int)
+SPANS = ((0, 0), (0,), (0, 1, 2), (), 1.0, 1j, "01", ("a", "b"), (0, 1j))
+SPANS += ((0, INF), (NAN, 1), (0, 1e39), (-1e308, 1e308), (0, 10**400))
+SPANS += ((False, True), (None, 1), {0, 1}, {0: 1, 1: 2}, ((0, 0), (1, 1)))
+SPANS += (np.array(1.0), np.ones((2, 1)), keras.KerasTensor((2,)))
+TIMES = ([], [1.5], [-0.1], [NAN], [INF], [10**400], 0.5, [[0.5]], "half")
+TIMES += (["0.5"], [None], [True], [0.5j], {0.5}, {0.5: 1}, [[0.1], [0.2, 0.3]])
+TIMES += (object(), lambda: [0.5], np.zeros(0), np.zeros((1, 1)), np.array(0.5))
+TIMES += (np.array([True]), np.array([1j]))
+CONFIGS = (
+    {},
+    {"class_name": "Nothing", "config": {}},
+    {"class_name": 3, "config": None},
+    {"class_name": "keras_node>Tsit5", "config": {"rtol": -1}},
+    {"class_name": "keras_node>Tsit5", "config": {"steps": 3}},
+    {"class_name": "keras_node>GaussAdjoint", "config": 3},
+    keras.saving.serialize_keras_object(keras.initializers.Zeros()),
+)
+OBJECTS = (3, 1j, True, "eulerish", [], ["tsit5"], np.ones(2), object, *CONFIGS)
+BAD = {
+    "rtol": NUMBERS,
+    "atol": NUMBERS,
+    "first_step": NUMBERS,
+    "max_steps": COUNTS,
+    "num_steps": COUNTS,
+    "checkpoints": COUNTS,
+    "per_sample": (0, 1, "yes", [True], np.array(True)),
+    "dynamics": (*OBJECTS, np.tanh, [np.tanh], layers.Dense, solvers.Tsit5()),
+    "t_span": SPANS,
+    "t_eval": (*TIMES, keras.KerasTensor((2,))),
+    "solver": (*OBJECTS, solvers.Tsit5, adjoints.BacksolveAdjoint()),
+    "adjoint": (*OBJECTS, adjoints.DiscreteAdjoint, solvers.Tsit5()),
+    "name": (3, "a/b"),
+    "dtype": (3, "int32", "bool", "complex64"),
+    "trainable": (None, "yes"),
+}
+# What is bad in one class alone.
+BACKWARD = {
+    "BacksolveAdjoint": ("tsit5",),
+    "InterpolatingAdjoint": ("tsit5", solvers.RK4()),
+    "GaussAdjoint": ("tsit5", solvers.RK4(), solvers.DormandPrince()),
+}
+# What is bad at a call.
+X = np.ones((3, 4), "float32")
+INPUTS = (None, "x", 1.0, 1, object(), lambda: X, layers.Dense(4))
+INPUTS += ([], {}, [X, X], (X,), {"x": X}, [[1.0, 2.0]], np.float32(1))
+INPUTS += tuple(X.astype(dtype) for dtype in ("int32", "bool", "complex64"))
+BAD_AT_CALL = {
+    "inputs": INPUTS,
+    "t_eval": TIMES,
+    "training": ("yes", "", 2, -1, 0.5, [], [True], {}, NAN, np.ones(2)),
+}
+# What is good, to the edge of what is allowed.
+EDGES = (1, 1e-18, 1e30, np.float32(1e-3), Fraction(1, 4))
+GOOD = {
+    "rtol": EDGES,
+    "atol": EDGES,
+    "first_step": EDGES,
+    "max_steps": (1, np.int64(7), 2**31 - 1),
+    "num_steps": (1, np.int64(7), 2**31 - 1),
+    "checkpoints": (1, np.int64(7), 2**31 - 1),
+    "per_sample": (True, False),
+    "t_span": ((1, 0), [0, 1e30], np.array([-1e30, 1e30]), (1, 1 + 1e-12)),
+    "t_eval": ((1, 0), [0.5], np.array([0.5, 0.5])),
+}
+
+
+def public_classes():
+    """Every class in the public namespaces that a user makes objects of."""
+    members = {}
+    for name in keras_node.__all__:
+        member = getattr(keras_node, name)
+        members |= vars(member) if inspect.ismodule(member) else {name: member}
+    return {
+        cls
+        for name, cls in members.items()
+        if inspect.isclass(cls)
+        and cls.__module__.startswith("keras_node")
+        and not name.startswith("_")
+        and not inspect.isabstract(cls)
+        # Raised and returned, not made.
+        and not issubclass(cls, (Exception, tuple))
+    }
+
+
+CLASSES = sorted(public_classes(), key=lambda cls: cls.__name__)
+
+
+def parameters(cls):
+    """The arguments of a class, and whether they may be `None`."""
+    found = {}
+    _, *taken = inspect.signature(cls.__init__).parameters.values()
+    for parameter in taken:
+        if parameter.kind is parameter.VAR_KEYWORD:
+            found |= dict.fromkeys(("name", "dtype", "trainable"), True)
+        else:
+            found[parameter.name] = parameter.default is None
+    return found
+
+
+def make(cls, **kwargs):
+    if cls is ODEBlock:
+        kwargs = {"dynamics": layers.Dense(4), **kwargs}
+    return cls(**kwargs)
+
+
+def block(**kwargs):
+    return make(ODEBlock, **kwargs)
+
+
+def assert_refused(name, call, /, *args, **kwargs):
+    try:
+        call(*args, **kwargs)
+        message = "nothing was raised"
+    except (TypeError, ValueError) as error:
+        message = str(error)
+    pattern = rf"`{name}`.*Received: "
+    assert re.search(pattern, message, re.S), (args, kwargs, message)
+
+
+def test_every_argument_of_every_public_class_has_its_bad_values():
+    known = {ODEBlock, *solvers.ALL.values(), *adjoints.ALL.values()}
+    assert known < set(CLASSES)
+    arguments = {(c.__name__, name) for c in CLASSES for name in parameters(c)}
+    assert set(BAD) == {name for _, name in arguments}
+    assert {(cls, "solver") for cls in BACKWARD} < arguments
+    call = [*inspect.signature(ODEBlock.call).parameters][1:]
+    solve = [*inspect.signature(ODEBlock.solve).parameters][1:]
+    assert list(BAD_AT_CALL) == call == solve
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_bad_values_are_refused(cls):
+    for name, may_be_none in parameters(cls).items():
+        values = BAD[name] if may_be_none else (*BAD[name], None)
+        for value in values:
+            assert_refused(name, make, cls, **{name: value})
+    for value in BACKWARD.get(cls.__name__, ()):
+        assert_refused("solver", cls, solver=value)
+    with pytest.raises((TypeError, ValueError), match="nonsense"):
+        make(cls, nonsense=1)
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_values_at_the_edge_are_taken(cls):
+    for name in parameters(cls):
+        for value in GOOD.get(name, ()):
+            made = make(cls, **{name: value})
+            owner = made if hasattr(made, name) else made.solver
+            np.testing.assert_array_equal(getattr(owner, name), value)
+
+
+TSIT5 = keras.saving.serialize_keras_object(solvers.Tsit5())
+COMBINATIONS = [
+    ("rtol", block, {"solver": solvers.Tsit5(), "rtol": 1e-3}),
+    ("atol", block, {"solver": TSIT5, "atol": 1e-3}),
+    ("rtol", block, {"solver": "euler", "rtol": 1e-3}),
+    ("atol", block, {"solver": "rk4", "atol": 1e-3}),
+    ("max_steps", solvers.get, {"identifier": "heun", "max_steps": 3}),
+    ("per_sample", solvers.get, {"identifier": TSIT5, "per_sample": True}),
+    ("solver", block, {"adjoint": "discrete"}),
+    ("solver", block, {"adjoint": "interpolating"}),
+    ("solver", block, {"adjoint": adjoints.GaussAdjoint(solvers.Tsit5())}),
+    ("t_eval", block, {"t_span": (2.0, 1.0), "t_eval": [1.5, 0.5]}),
+    ("t_eval", block, {"t_span": (1.0, 1 + 1e-12), "t_eval": [1 + 1e-11]}),
+]
+COMBINATIONS += [
+    ("dynamics", ODEBlock.from_config, {"config": config})
+    for config in ({}, *({"dynamics": dynamics} for dynamics in CONFIGS))
+]
+
+
+@pytest.mark.parametrize("name, call, kwargs", COMBINATIONS)
+def test_bad_combinations_are_refused(name, call, kwargs):
+    assert_refused(name, call, **kwargs)
+
+
+def test_unknown_names_are_refused_with_the_known_ones_listed():
+    for known in (solvers, adjoints):
+        with pytest.raises(ValueError, match=", ".join(map(repr, known.ALL))):
+            known.get("eulerish")
+
+
+class Function(layers.Layer):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def call(self, y):
+        return self.function(y)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda y: None,
+        lambda y: (y, y),
+        lambda y: [y],
+        lambda y: {"y": y},
+        lambda y: ops.sum(y, axis=-1, keepdims=True),
+        lambda y: ops.sum(y, axis=-1),
+        lambda y: y[None],
+        lambda y: ops.cast(y, "int32"),
+        lambda y: ops.cast(y, "complex64"),
+        lambda y: y > 0,
+    ],
+)
+def test_dynamics_that_return_no_slope_are_refused(function):
+    build = block(dynamics=Function(function)).build
+    assert_refused("dynamics", build, (2, 3, 5))
+
+
+def test_dynamics_must_keep_the_shape():
+    for shape, units in (((None, 4), 1), ((None, 4), 5), ((2, 3, 5), 4)):
+        made = block(dynamics=layers.Dense(units))
+        with pytest.raises(ValueError) as caught:
+            made.build(shape)
+        for part in (shape, (*shape[:-1], units)):
+            assert str(part) in str(caught.value)
+
+
+def test_dynamics_must_keep_the_shape_at_every_call():
+    # Built for a width of 1, it keeps that; else it would broadcast.
+    made = block(
+        dynamics=Function(lambda y: ops.mean(y, axis=-1, keepdims=True))
+    )
+    made.build((None, 1))
+    assert_refused("dynamics", made.solve, X)
+
+
+@pytest.mark.parametrize("name", BAD_AT_CALL)
+def test_bad_values_at_a_call_are_refused(name):
+    made = block(solver="euler")
+    made(X)
+    state = keras.Input((4,))
+    for value in BAD_AT_CALL[name]:
+        arguments = {"inputs": X, name: value}
+        assert_refused(name, made.solve, **arguments)
+        if name == "inputs":
+            # Much of it is refused by Keras, in words of its own.
+            for layer in (made, block()):
+                with pytest.raises((TypeError, ValueError)):
+                    layer(value)
+            continue
+        assert_refused(name, made, **arguments)
+        assert_refused(name, made, state, **{name: value})
+
+
+def test_what_is_not_one_tensor_is_refused_before_the_layer_is_built():
+    for value in (None, [], [X, X], X[0, 0]):
+        with pytest.raises(ValueError, match="[Ii]nput"):
+            block()(value)
+
+
+def test_bad_symbolic_values_are_refused():
+    made = block()
+    state, times = keras.Input((4,)), keras.Input(batch_shape=(2,))
+    for dtype in ("int32", "bool", "complex64"):
+        assert_refused("inputs", made, keras.Input((4,), dtype=dtype))
+    assert_refused("t_eval", made, state, t_eval=keras.Input((2,)))
+    assert_refused("inputs", made.solve, state)
+    assert_refused("t_eval", made.solve, X, t_eval=times)
+    assert made(state, t_eval=times).shape == (None, 2, 4)
+
+
+def test_flags_and_times_of_every_kind_are_taken():
+    made = block(solver="euler")
+    for training in (None, False, True, 0, 1, np.True_):
+        assert made.solve(X, training=training).y1.shape == (3, 4)
+    state = keras.Input((4,))
+    for times in ([0, 1], (0.0, 1.0), np.array([0, 1]), ops.ones(2)):
+        assert made(X, t_eval=times).shape == (3, 2, 4)
+        assert made(state, t_eval=times).shape == (None, 2, 4)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"t_span": (-1e30, 1e30)},
+        {"t_span": (1, 1 + 1e-12)},
+        {"t_span": (1e-46, 0)},
+        {"rtol": 1e-18},
+        {"atol": 1e-18},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("solver", ["dormand_prince", "tsit5"])
+def test_values_at_the_edge_are_solved_with(solver, arguments):
+    # y' = r y, from a state of zeros too: nothing but `atol` counts there.
+    made = ODEBlock(layers.Dense(2, use_bias=False), solver=solver, **arguments)
+    made.build((None, 2))
+    span = made.t_span[1] - made.t_span[0]
+    rate = -1 / max(abs(span), 1)
+    made.dynamics.set_weights([rate * np.eye(2)])
+    x = np.array([[1.0, -2.0], [0.0, 0.0]], "float32")
+    y1 = numpy(made(x))
+    np.testing.assert_allclose(y1, np.exp(rate * span) * x, rtol=2e-3)
