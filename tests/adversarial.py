@@ -148,6 +148,7 @@ CASES = {
         lambda ops, t, y, p: -1e6 * p * y,
         [1.0, -2.0],
         lambda y0, p: 0 * y0,
+        options={"max_steps": 50},
         reason=Status.STEP_LIMIT,
     ),
     "a slope of 1e30": Case(
@@ -198,6 +199,7 @@ CASES = {
         [1.0, -0.3],
         lambda y0, p: np.sign(y0) * np.maximum(np.abs(y0) - 2 * p, 0),
         (0.0, 2.0),
+        options={"max_steps": 100},
         has_gradient=False,
     ),
     "an empty batch": DECAY._replace(y0=np.zeros((0, 3))),
@@ -217,6 +219,7 @@ CASES = {
     "decay over 1e6": DECAY._replace(
         t_span=(0.0, 1e6),
         exact=lambda y0, p: 0 * y0,
+        options={"max_steps": 50},
         reason=Status.STEP_LIMIT,
     ),
     "tolerances below rounding": DECAY._replace(
