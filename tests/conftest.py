@@ -17,8 +17,13 @@ import hypothesis
 import keras
 import pytest
 
+# Where each is compiled, fewer of them.
 hypothesis.settings.register_profile(
-    "ci", max_examples=9, deadline=None, derandomize=True, database=None
+    "ci",
+    max_examples=9 if keras.backend.backend() == "torch" else 4,
+    deadline=None,
+    derandomize=True,
+    database=None,
 )
 hypothesis.settings.register_profile("long", max_examples=180, deadline=None)
 hypothesis.settings.load_profile("ci")

@@ -48,10 +48,10 @@ def slow_unless(fast: Callable, cases: list) -> list:
     return [case if fast(*case) else slow(*case) for case in cases]
 
 
-def slow_on_jax(test: Callable) -> Callable:
-    """Puts a test that compiles much into the slow group on JAX."""
-    jax = keras.backend.backend() == "jax"
-    return pytest.mark.slow(test) if jax else test
+def slow_on(*names: str) -> Callable:
+    """Puts a test that compiles much into the slow group on these backends."""
+    slow = keras.backend.backend() in names
+    return pytest.mark.slow if slow else lambda test: test
 
 
 def accurate(name: str, tolerance: float = 1e-8, **kwargs: Any):

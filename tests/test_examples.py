@@ -6,7 +6,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from helpers import slow_on_jax
+from helpers import slow_on
 
 from keras_node import adjoints
 
@@ -58,7 +58,7 @@ def test_mnist_says_in_a_sentence_that_the_data_is_missing(tmp_path):
     assert result.stderr.strip().splitlines()[-1].startswith("MNIST is not")
 
 
-@slow_on_jax
+@slow_on("jax", "tensorflow")
 def test_mnist_compares_the_adjoints(tmp_path):
     result = run("mnist.py", "--compare", "--epochs", "1", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

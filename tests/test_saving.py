@@ -8,6 +8,7 @@ import pytest
 from helpers import PER_SAMPLE
 from helpers import numpy
 from helpers import run_python
+from helpers import slow_on
 from keras import layers
 
 import keras_node
@@ -29,12 +30,6 @@ def model(solver="dormand_prince", adjoint="backsolve"):
     made = keras.Model(inputs, layers.Dense(2)(outputs))
     made.compile("adam", "mse")
     return made
-
-
-def combinations():
-    return [
-        (solver, adjoint) for solver in solvers.ALL for adjoint in adjoints.ALL
-    ]
 
 
 def test_config_round_trip():
@@ -107,6 +102,7 @@ def test_a_clone_has_weights_of_its_own():
     )
 
 
+@slow_on("jax")
 def test_a_file_predicts_the_same_on_the_other_backends(tmp_path):
     cases = {name: solvers.get(name) for name in solvers.ALL}
     for name in PER_SAMPLE:
