@@ -193,6 +193,7 @@ CASES = {
         [0.0, 1.0],
         lambda y0, p: np.where(y0 < 0.5, 1.5 + 2 * y0, y0 + 2),
         has_gradient=False,
+        slack=5,
     ),
     "slopes that meet head-on": Case(
         lambda ops, t, y, p: -p * ops.sign(y),
