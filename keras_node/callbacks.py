@@ -32,8 +32,9 @@ class SolverStats(keras.callbacks.Callback):
     each the mean over the calls of the block, and with a `per_sample` solver
     over the samples too; `val_ode_evals` and so on for the validation. They
     show in the progress bar when the epoch ends, in `History`, and in every
-    callback after this one in the list (`CSVLogger`, `TensorBoard`). The
-    first epoch in which a solve fails draws a warning.
+    callback after this one in the list (`CSVLogger`, `TensorBoard`). The end
+    of the first epoch in which a solve of a block failed draws a warning. A
+    second block of the same name is `ode_1`.
 
     It is a callback and not an argument of the layer, so that a model counts
     only where someone looks: `evaluate` returns what it always returns.
@@ -58,24 +59,22 @@ class SolverStats(keras.callbacks.Callback):
 
     def __init__(self):
         super().__init__()
-        self._blocks = []
-        self._warned = False
+        self._blocks = {}
+        self._warned = set()
         self._training, self._validation = {}, {}
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        self._blocks = [
-            layer
-            for layer in self.model._flatten_layers()
-            if isinstance(layer, ODEBlock)
-        ]
-        for block in self._blocks:
-            block.observer = _Counters()
+        self._blocks = {}
+        for layer in self.model._flatten_layers():
+            if isinstance(layer, ODEBlock):
+                layer.observer = _Counters()
+                self._blocks[self._free_name(layer.name)] = layer
         self._recompile()
 
     def on_train_end(self, logs: dict | None = None) -> None:
-        for block in self._blocks:
+        for block in self._blocks.values():
             block.observer = None
-        self._blocks = []
+        self._blocks = {}
         self._recompile()
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
@@ -95,14 +94,20 @@ class SolverStats(keras.callbacks.Callback):
             self._validation = {}
         if logs is not None:
             logs.update(found)
-        for block in self._blocks:
-            share = found[f"{block.name}_failed"]
-            if share and not self._warned:
-                self._warned = True
-                text = _WARNING.format(
-                    share=share, name=block.name, epoch=epoch + 1
-                )
+        for name in self._blocks:
+            share = found[f"{name}_failed"]
+            if share and name not in self._warned:
+                self._warned.add(name)
+                text = _WARNING.format(share=share, name=name, epoch=epoch + 1)
                 warnings.warn(text, stacklevel=2)
+
+    def _free_name(self, name: str) -> str:
+        """Layers in different parts of a model may have the same name."""
+        free, number = name, 0
+        while free in self._blocks:
+            number += 1
+            free = f"{name}_{number}"
+        return free
 
     def _recompile(self):
         """What was compiled counts nothing, or counts on: it is done anew."""
@@ -112,9 +117,9 @@ class SolverStats(keras.callbacks.Callback):
     def _read(self) -> dict[str, float]:
         """What was counted since the last time, by the names in the logs."""
         return {
-            f"{block.name}_{name}": value
-            for block in self._blocks
-            for name, value in block.observer.read().items()
+            f"{name}_{count}": value
+            for name, block in self._blocks.items()
+            for count, value in block.observer.read().items()
         }
 
 
@@ -122,10 +127,10 @@ class _Counters:
     """The means of one block, which calls `update` with each `Solution`."""
 
     def __init__(self):
-        self._count = keras.Variable(0.0, dtype="float32", trainable=False)
-        self._means = keras.Variable(
-            np.zeros(4), dtype="float32", trainable=False
-        )
+        # Of full precision under a mixed policy, too.
+        full = {"dtype": "float32", "trainable": False, "autocast": False}
+        self._count = keras.Variable(0.0, **full)
+        self._means = keras.Variable(np.zeros(4), **full)
         self.variables = [self._count, self._means]
 
     def update(self, solution: Solution) -> None:

@@ -108,8 +108,8 @@ def times_to_report(name: str, value: Any, span: tuple, dtype: str) -> Any:
             f"`{name}` must be a non-empty vector of times. "
             f"Received: {name}={_described(value)}"
         )
-    if not symbolic and backend.is_concrete(times):
-        values = ops.convert_to_numpy(times)
+    values = None if symbolic else backend.value(times)
+    if values is not None:
         low, high = (np.asarray(x, values.dtype) for x in sorted(span))
         slack = 4 * np.finfo(values.dtype).eps * max(abs(low), abs(high))
         if not np.all((values >= low - slack) & (values <= high + slack)):

@@ -83,29 +83,28 @@ class Solution(NamedTuple):
 
     def failed(self) -> np.ndarray | None:
         """Which solves failed: indices. `None` in compiled code."""
-        if not backend.is_concrete(self.status):
-            return None
-        return np.flatnonzero(ops.convert_to_numpy(self.status))
+        status = backend.value(self.status)
+        return None if status is None else np.flatnonzero(status)
 
     def check_backward(self, forward: "Solution", remedies: str) -> None:
         """As `check`, for a backward solve; quiet if `forward` had failed."""
         failed = forward.failed()
-        if failed is not None and not failed.size:
-            self.check("backward solve", remedies)
-
-    def check_gradients(self, cotangents: Any, gradients: Any) -> None:
-        """Raises `SolverError` if they are not finite, outside compiled code.
-
-        Quiet if it is not for the backward solve that they are not.
-        """
-        failed = self.failed()
         if failed is None or failed.size:
             return
-        broken = ops.logical_and(
-            structure.all_finite(cotangents),
-            ops.logical_not(structure.all_finite(gradients)),
-        )
-        if backend.is_concrete(broken) and bool(broken):
+        if (
+            backend.value(self.status) == Status.NON_FINITE
+            and backend.value(self.num_accepted) == 0
+        ):
+            raise SolverError(_NO_GRADIENT)
+        self.check("backward solve", remedies)
+
+    def check_gradients(self, gradients: Any) -> None:
+        """Raises `SolverError` if they are not finite, outside compiled code.
+
+        Quiet if the solve had failed.
+        """
+        failed = self.failed()
+        if failed is not None and not failed.size and known_broken(gradients):
             raise SolverError(_NO_GRADIENT)
 
     def check(self, name: str = "solve", remedies: str = _REMEDIES) -> None:
@@ -115,7 +114,7 @@ class Solution(NamedTuple):
             return
 
         def first(x):
-            return np.reshape(ops.convert_to_numpy(x), -1)[failed[0]]
+            return np.reshape(backend.value(x), -1)[failed[0]]
 
         who = f"The {name}"
         if len(self.status.shape):
@@ -128,3 +127,9 @@ class Solution(NamedTuple):
             f"{first(self.num_steps)} steps ({first(self.num_accepted)} "
             f"accepted): {_REASONS[Status(first(self.status))]}. {remedies}"
         )
+
+
+def known_broken(y: Any) -> bool:
+    """Whether `y` is known not to be finite; never so in compiled code."""
+    finite = backend.value(structure.all_finite(y))
+    return finite is not None and not finite

@@ -84,3 +84,22 @@ def test_a_failing_solve_warns_once_and_is_counted():
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         model(layers.Dense(4)).fit(x, x, callbacks=[SolverStats()], verbose=0)
+
+
+def test_mixed_precision_and_blocks_of_one_name_are_counted():
+    def tower(max_steps):
+        solver = keras_node.solvers.Tsit5(max_steps=max_steps)
+        dynamics = layers.Dense(4, dtype="mixed_float16")
+        block = keras_node.ODEBlock(
+            dynamics, solver=solver, name="ode", dtype="mixed_float16"
+        )
+        return keras.Sequential([keras.Input((4,)), block])
+
+    inputs = keras.Input((4,))
+    towers = [tower(100), tower(99)]
+    made = keras.Model(inputs, layers.add([each(inputs) for each in towers]))
+    made.compile("sgd", "mse")
+    history = made.fit(x, x, callbacks=[SolverStats()], verbose=0).history
+    for each, name in zip(towers, ("ode", "ode_1"), strict=True):
+        assert history[f"{name}_failed"] == [0.0]
+        assert history[f"{name}_evals"][0] > 6, each

@@ -29,8 +29,18 @@ def test_a_gradient_that_is_not_finite_is_an_error_in_eager_calls(
     out, (adj_x,) = gradient(np.ones((2, 1)))
     np.testing.assert_allclose(ops.convert_to_numpy(out), 2.25, rtol=1e-2)
     np.testing.assert_allclose(ops.convert_to_numpy(adj_x), 1.5, rtol=1e-2)
-    with pytest.raises(keras_node.SolverError, match="backward"):
+    with pytest.raises(keras_node.SolverError, match="backward pass"):
         gradient(np.zeros((2, 1)))  # the state stays at 0
+
+
+@pytest.mark.parametrize("solver, adjoint", ADJOINTS)
+def test_the_solve_is_not_blamed_for_a_loss_that_is_not_finite(solver, adjoint):
+    block = keras_node.ODEBlock(Sqrt(), solver=solver, adjoint=adjoint)
+    x = ops.ones((2, 1))
+    for bad in (np.nan, np.inf):
+        cotangent = ops.convert_to_tensor([[bad], [1.0]], "float32")
+        _, (adj_x,) = backend.vjp(block, (x,), cotangent)
+        assert not np.isfinite(ops.convert_to_numpy(adj_x)).all()
 
 
 def test_a_user_sees_nan_in_fit_and_an_error_in_eager_calls():
@@ -69,6 +79,13 @@ for jit in compiled[keras.backend.backend()]:
 model.compile("adam", "mse", run_eagerly=True)
 with pytest.raises(keras_node.SolverError, match="t = 0.(5|4999)"):
     model.fit(bad, good[:, :1], verbose=0)
+
+# Also where a gradient to the state is taken.
+deep = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2), block])
+deep.layers[0].set_weights([np.eye(2), np.zeros(2)])
+deep.compile("adam", "mse", run_eagerly=True)
+with pytest.raises(keras_node.SolverError, match="t = 0.(5|4999)"):
+    deep.fit(bad, good, verbose=0)
 """,
         limit=120,
     )

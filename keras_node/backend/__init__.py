@@ -22,8 +22,9 @@ One module per framework, each with the same functions:
     `i`. An item that was never written is undefined. `set_item` may write
     into `items` itself.
 
-`is_concrete(x)`
-    Whether the tensor `x` has a value now, or is being traced.
+`value(x)`
+    The tensor `x` as a NumPy array, or `None` where it is being traced and has
+    no value yet.
 """
 
 import importlib
@@ -40,4 +41,4 @@ scatter = _framework.scatter
 new_list = _framework.new_list
 set_item = _framework.set_item
 get_item = _framework.get_item
-is_concrete = _framework.is_concrete
+value = _framework.value

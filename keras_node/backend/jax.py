@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def vjp(f: Callable, args: tuple, cotangent: Any) -> tuple[Any, tuple]:
@@ -40,5 +41,8 @@ def get_item(items: Any, i: Any, like: Any) -> Any:
     return items[i]
 
 
-def is_concrete(x: Any) -> bool:
-    return not isinstance(x, jax.core.Tracer)
+def value(x: Any) -> np.ndarray | None:
+    try:  # `jax.grad` traces outside of `jax.jit` as well, and knows values
+        return np.asarray(jax.core.concrete_or_error(None, x))
+    except jax.errors.ConcretizationTypeError:
+        return None

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from keras import tree
 
@@ -89,5 +90,5 @@ def _known_shape(x: Any) -> Any:
     return tf.constant([-1 if n is None else n for n in x.shape], tf.int32)
 
 
-def is_concrete(x: Any) -> bool:
-    return tf.is_tensor(x) and hasattr(x, "numpy")
+def value(x: Any) -> np.ndarray | None:
+    return x.numpy() if hasattr(x, "numpy") else None

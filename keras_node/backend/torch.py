@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from keras import tree
 
@@ -90,6 +91,7 @@ def get_item(items: Any, i: Any, like: Any) -> Any:
     return items[i]
 
 
-def is_concrete(x: Any) -> bool:
+def value(x: Any) -> np.ndarray | None:
     # To build a model Keras runs it on made-up values.
-    return not (torch.compiler.is_compiling() or in_symbolic_scope())
+    traced = torch.compiler.is_compiling() or in_symbolic_scope()
+    return None if traced else x.detach().cpu().numpy()
