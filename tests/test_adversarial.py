@@ -9,9 +9,11 @@ takes its process with it, and the others go on in a new one. A number that is
 wrong, and a failure that is not declared as it should be, fails its test.
 """
 
+import importlib
 import itertools
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 from adversarial import CASES
@@ -40,6 +42,17 @@ FACTOR, GRADIENT_FACTOR, BACKSOLVE_FACTOR = 20, 200, 500
 
 WITH = [(*pair, "shared step") for pair in PAIRS]
 WITH += [(*pair, "per sample") for pair in PAIRS if pair[0] in PER_SAMPLE]
+
+
+turn = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def few_programs():
+    """A process with thousands of compiled programs runs out of memory maps."""
+    yield
+    if keras.backend.backend() == "jax" and next(turn) % 100 == 0:
+        importlib.import_module("jax").clear_caches()
 
 
 def combinations() -> list:
