@@ -56,8 +56,7 @@ class Case(NamedTuple):
                     t = t0 + (step + float(c)) * dt
                     slopes.append(self.f(np, t, stage, p))
                 y = y + dt * sum(
-                    float(b) * k
-                    for b, k in zip(tableau.b, slopes, strict=False)
+                    float(b) * k for b, k in zip(tableau.b, slopes, strict=True)
                 )
             return y
 
