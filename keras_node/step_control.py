@@ -59,6 +59,8 @@ class AdaptiveRungeKutta(RungeKutta):
             noise = step_size.noise_ratio(
                 state.y, step.y1, self.rtol, self.atol, norm
             )
+            # Where all is noise, a step must be able to grow still.
+            noise = structure.smaller(noise, 0.1)
             trusted = ops.where(ratio < noise, noise, ratio)
         next_dt = step_size.next_step(dt, trusted, self.tableau.order)
         # Just after a rejection a longer step would be rejected again:

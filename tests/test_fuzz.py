@@ -15,6 +15,7 @@ from helpers import PAIRS
 from helpers import PER_SAMPLE
 from helpers import compilations
 from helpers import numpy
+from hypothesis import example
 from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers
@@ -198,6 +199,14 @@ def test_a_state_reported_at_the_end_is_the_output(case, fractions):
     np.testing.assert_array_equal(reported.ys[-1], reported.y1)
 
 
+# At rest, with tolerances near rounding: steps once could not grow.
+AT_REST = Case(
+    (1,), 4, "float32", "tanh", 0.0, 0, 0.0, 1 / 16, "dopri5", "backsolve",
+    1e-5, True,
+)  # fmt: skip
+
+
+@example(AT_REST)
 @given(cases(ADAPTIVE_PAIRS))
 def test_tighter_tolerances_come_closer_to_the_truth(case):
     truth = case.truth()
