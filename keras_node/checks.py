@@ -3,6 +3,7 @@
 import inspect
 import math
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -41,6 +42,21 @@ def positive_int(name: str, value: Any) -> int:
     raise ValueError(
         f"`{name}` must be a positive integer below 2**31. "
         f"Received: {name}={value!r}"
+    )
+
+
+def integer(name: str, value: Any) -> int:
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    raise ValueError(f"`{name}` must be an integer. Received: {name}={value!r}")
+
+
+def pair(name: str, value: Any) -> tuple[Any, Any]:
+    """Two tensors, or their shapes."""
+    if isinstance(value, (list, tuple)) and len(value) == 2:
+        return tuple(value)
+    raise ValueError(
+        f"`{name}` must be a list `[t, y]`. Received: {name}={value!r}"
     )
 
 
@@ -151,10 +167,53 @@ def state(name: str, value: Any) -> None:
     """Refuses what is no tensor of floats with an axis for the batch."""
     if not _shape_of_floats(value):
         raise ValueError(
-            f"`{name}` must be a tensor of floats of shape `(batch, ...)`: "
-            "cast integers before the block. "
+            f"`{name}` must be a tensor of floats of shape `(batch, ...)`, "
+            "alone or first in a list: cast integers before the block. "
             f"Received: {name}={_described(value)}"
         )
+
+
+def inputs_to(
+    name: str, value: Any, number: int | None = None
+) -> tuple[Any, list]:
+    """The state and the context, of one tensor or a list of them.
+
+    Args:
+        name: The name of the argument.
+        value: What was received.
+        number: How many tensors there must be, if it is known.
+
+    Returns:
+        The tensor of the state, and a list of all others.
+    """
+    given = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not given or (number is not None and len(given) != number):
+        many = "at least one tensor" if number is None else f"{number} tensors"
+        raise ValueError(
+            f"`{name}` must be the state, or a list of the state and the "
+            f"context that `dynamics` is called with, here {many}. "
+            f"Received: {name}={[_described(x) for x in given]}"
+        )
+    initial, *context = given
+    state(name, initial)
+    for x in context:
+        if not (hasattr(x, "shape") and hasattr(x, "dtype")):
+            raise ValueError(
+                f"`{name}` must hold tensors. Received: {_described(x)}"
+            )
+    return initial, context
+
+
+def answer(name: str, network: Callable, inputs: Any) -> Any:
+    """What a network makes of its inputs; it may not want these."""
+    try:
+        return network(inputs)
+    except Exception as error:  # of whatever kind the network raises
+        given = inputs if isinstance(inputs, list) else [inputs]
+        raise ValueError(
+            f"`{name}` cannot be called with what the block has for it: "
+            f"{error}\nReceived: {[_described(x) for x in given]}"
+        ) from error
 
 
 def slope(name: str, value: Any, shape: tuple) -> None:
@@ -169,8 +228,8 @@ def slope(name: str, value: Any, shape: tuple) -> None:
         or any(m != n for m, n in zip(found, shape, strict=True) if m and n)
     ):
         raise ValueError(
-            f"`{name}` must return one tensor of floats of the shape of its "
-            f"input, here {shape}. Received: {_described(value)}"
+            f"`{name}` must return one tensor of floats of the shape of the "
+            f"state, here {shape}. Received: {_described(value)}"
         )
 
 

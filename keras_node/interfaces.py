@@ -78,7 +78,8 @@ class Solver(Config, abc.ABC):
                 the `Trajectory`. With `0` there is none.
             norm: The norm of a state by which errors are judged, if not
                 the root mean square over all entries. TensorFlow
-                Probability's solver has one of its own.
+                Probability's solver chooses its first step by it, and judges
+                errors by one of its own.
             integrand: A function of `(t, y)`, integrated along the solution
                 by Gauss-Legendre quadrature in every accepted step. It has
                 no say in the steps. For a solver that `records`, and is not
@@ -156,6 +157,7 @@ class Adjoint(Config, abc.ABC):
         params: Any,
         frozen: Any = (),
         t_eval: Any = None,
+        norm: Callable | None = None,
     ) -> Solution:
         """Solves `y(t0) = y0`, with gradients to `y0` and `params`.
 
@@ -170,6 +172,7 @@ class Adjoint(Config, abc.ABC):
                 that `f` reads is an argument: a framework may run the backward
                 pass where values closed over are gone.
             t_eval: Times to report, as in `Solver.solve`.
+            norm: The norm of a state in the forward solve, likewise.
 
         Returns:
             A `Solution`, differentiable in `y1` and `ys`.
@@ -186,6 +189,7 @@ class Adjoint(Config, abc.ABC):
                 y0,
                 t_eval=times if reports else None,
                 checkpoints=self.checkpoints,
+                norm=norm,
             )
             residuals = (y0, solution, params, constants)
             return solution._replace(trajectory=()), residuals

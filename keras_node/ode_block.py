@@ -1,5 +1,6 @@
 """The layer: arguments, build, call, config."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,11 +9,14 @@ from keras import ops
 
 from keras_node import adjoints
 from keras_node import checks
+from keras_node import kinetic_energy
 from keras_node import solvers
 from keras_node.interfaces import Adjoint
 from keras_node.interfaces import Solver
 from keras_node.solution import Solution
 from keras_node.vector_field import VectorField
+from keras_node.vector_field import arguments
+from keras_node.vector_field import symbolic_call
 
 
 @keras.saving.register_keras_serializable(package="keras_node")
@@ -20,7 +24,8 @@ class ODEBlock(keras.layers.Layer):
     """Integrates a network as the right-hand side of a differential equation.
 
     Returns `y(t1)`, where `dy/dt = dynamics(y)` and `y(t0) = inputs`, or the
-    states at the times `t_eval`.
+    states at the times `t_eval`. The dynamics can depend on time too, and on
+    context that stays the same during a solve.
 
     The step size is shared by the batch, unless the solver is `per_sample`: it
     is chosen so that the error of the whole batch is within the tolerances.
@@ -31,11 +36,12 @@ class ODEBlock(keras.layers.Layer):
     `keras_node.SolverError` says what happened.
 
     Args:
-        dynamics: A Keras layer or model whose output has the shape of its
-            input, or a list of layers, which becomes a `keras.Sequential`. To
-            share its weights between two places of a model, call one
-            `ODEBlock` twice; Keras cannot load a model in which two blocks
-            hold one network.
+        dynamics: A Keras layer or model whose output has the shape of the
+            state, or a list of layers, which becomes a `keras.Sequential`. It
+            is called with the state, or with a list of all there is of
+            `[t, y, u, ...]`. To share its weights between two places of a
+            model, call one `ODEBlock` twice; Keras cannot load a model in
+            which two blocks hold one network.
         t_span: Pair of floats `(t0, t1)`, at most `1e30` in size; `t1 < t0`
             integrates backwards. Defaults to `(0.0, 1.0)`.
         t_eval: Sequence of floats within `t_span`, in any order, the times to
@@ -49,27 +55,40 @@ class ODEBlock(keras.layers.Layer):
             name, or `None` for that solver's default. Defaults to `None`.
         atol: Float, absolute tolerance per step for a solver given by its
             name, or `None` for that solver's default. Defaults to `None`.
+        time_dependent: Boolean, whether `dynamics` is called with the time,
+            as a tensor of shape `(batch, ..., 1)`: that of the state, but for
+            its last axis. Defaults to `False`.
+        kinetic_regularizer: Positive float, or `None`. The factor of a
+            penalty on the kinetic energy of the solve, the integral of
+            `|dynamics(y)|^2` from `t0` to `t1`, summed over a sample and
+            averaged over the batch, which `add_loss` adds to the loss. It
+            makes the dynamics simpler to solve. Defaults to `None`.
         **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
 
     Call arguments:
-        inputs: Float tensor of shape `(batch, ...)`, the state at `t0`.
+        inputs: Float tensor of shape `(batch, ...)`, the state at `t0`, or a
+            list `[y0, u, ...]` with context `u, ...`: tensors of any shape
+            and dtype that every evaluation of `dynamics` gets. Gradients flow
+            to those of floats.
         t_eval: Tensor of shape `(T,)`, times to report in place of the
             layer's own. In compiled code, the state at a time outside `t_span`
             is NaN.
         training: Boolean, passed on to `dynamics`. What is random in it
             (dropout) is drawn once per call, and its non-trainable state
-            (moving statistics) is updated once per call, from `inputs`.
+            (moving statistics) is updated once per call, from `inputs`, where
+            its losses (`add_loss`, `activity_regularizer`) are taken too.
 
     Input shape:
-        `(batch, ...)`.
+        `(batch, ...)`, or a list of it and the shapes of the context.
 
     Output shape:
-        The input shape; with `t_eval`, `(batch, T, ...)`.
+        The shape of the state; with `t_eval`, `(batch, T, ...)`. A mask of the
+        state is passed on, except with `t_eval`; `dynamics` does not see it.
 
     Raises:
         ValueError: If an argument is not as described, `dynamics` changes the
-            shape of its input or returns no floats, `inputs` are integers, or
-            `adjoint` needs a record of the steps and `solver` keeps none.
+            shape of the state or returns no floats, the state has integers,
+            or `adjoint` needs a record of the steps and `solver` keeps none.
         keras_node.SolverError: If a solve fails in an eager call.
 
     Example:
@@ -84,8 +103,19 @@ class ODEBlock(keras.layers.Layer):
     >>> tuple(block(np.ones((8, 4))).shape)
     (8, 3, 4)
 
+    Dynamics that depend on time and on context:
+
+    >>> block = keras_node.ODEBlock(
+    ...     [keras.layers.Concatenate(), keras.layers.Dense(4)],
+    ...     time_dependent=True,
+    ... )
+    >>> tuple(block([np.ones((8, 4)), np.ones((8, 3))]).shape)
+    (8, 4)
+
     Reference:
         - [Chen et al., 2018](https://arxiv.org/abs/1806.07366)
+        - [Finlay et al., 2020](https://arxiv.org/abs/2002.02798), for
+          `kinetic_regularizer`
     """
 
     def __init__(
@@ -97,11 +127,14 @@ class ODEBlock(keras.layers.Layer):
         adjoint: str | Adjoint = "backsolve",
         rtol: float | None = None,
         atol: float | None = None,
+        time_dependent: bool = False,
+        kinetic_regularizer: float | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         checks.float_dtype("dtype", self.compute_dtype)
-        self.input_spec = keras.layers.InputSpec(min_ndim=1)
+        self.supports_masking = True
+        self._num_inputs = None  # known when it is built
         # `callbacks.SolverStats` sees the solutions here, while it is in use.
         self.observer = None
         self.dynamics = checks.network("dynamics", dynamics)
@@ -111,6 +144,12 @@ class ODEBlock(keras.layers.Layer):
         given = {k: v for k, v in tolerances.items() if v is not None}
         self.solver = solvers.get(solver, **given)
         self.adjoint = adjoints.get(adjoint)
+        self.time_dependent = checks.boolean("time_dependent", time_dependent)
+        self.kinetic_regularizer = kinetic_regularizer
+        if kinetic_regularizer is not None:
+            self.kinetic_regularizer = checks.positive_float(
+                "kinetic_regularizer", kinetic_regularizer
+            )
         if self.adjoint.checkpoints and not self.solver.records:
             names = [name for name, cls in solvers.ALL.items() if cls.records]
             raise ValueError(
@@ -120,12 +159,22 @@ class ODEBlock(keras.layers.Layer):
             )
 
     def build(
-        self, inputs_shape: tuple, t_eval_shape: tuple | None = None
+        self, inputs_shape: tuple | list, t_eval_shape: tuple | None = None
     ) -> None:
-        state = keras.KerasTensor(inputs_shape, dtype=self.compute_dtype)
+        shapes = _shapes(inputs_shape)
+        y, *context = [
+            keras.KerasTensor(shape, dtype=self.compute_dtype)
+            for shape in shapes
+        ]
+        t = keras.KerasTensor((*y.shape[:-1], 1), dtype=self.compute_dtype)
+        inputs = arguments(t, y, context, self.time_dependent)
         # A symbolic call builds every kind of layer; `dynamics.build` would
         # miss subclasses without a `build` of their own.
-        checks.slope("dynamics", self.dynamics(state), tuple(inputs_shape))
+        call = functools.partial(symbolic_call, self.dynamics)
+        checks.slope(
+            "dynamics", checks.answer("dynamics", call, inputs), y.shape
+        )
+        self._num_inputs = len(shapes)
 
     def call(
         self, inputs: Any, t_eval: Any = None, training: bool | None = None
@@ -134,6 +183,10 @@ class ODEBlock(keras.layers.Layer):
         if self.observer is not None:
             self.observer.update(solution)
         solution.check()
+        if self.kinetic_regularizer is not None:
+            energy = solution.integral
+            size = ops.cast(ops.maximum(ops.shape(energy)[0], 1), energy.dtype)
+            self.add_loss(self.kinetic_regularizer * ops.sum(energy) / size)
         if t_eval is None and self.t_eval is None:
             output = solution.y1
         else:
@@ -152,7 +205,8 @@ class ODEBlock(keras.layers.Layer):
         """Integrates `inputs` and returns all that is known of the solve.
 
         Args:
-            inputs: Float tensor of shape `(batch, ...)`, the state at `t0`.
+            inputs: Float tensor of shape `(batch, ...)`, the state at `t0`, or
+                a list of it and the context.
             t_eval: Tensor of shape `(T,)`, times to report, or `None` for
                 those of the layer.
             training: Boolean, passed on to `dynamics`.
@@ -160,27 +214,51 @@ class ODEBlock(keras.layers.Layer):
         Returns:
             A `keras_node.solution.Solution`: the final state `y1`, with
             `t_eval` the states `ys` of shape `(T, batch, ...)`, the counters
-            `num_evals`, `num_steps`, `num_accepted`, and `success`. It does
-            not raise when the solve has failed.
+            `num_evals`, `num_steps`, `num_accepted`, and `success`; with
+            `kinetic_regularizer`, the energy of each sample as `integral`. It
+            does not raise when the solve has failed.
         """
-        checks.not_symbolic("inputs", inputs)
+        y0, context = checks.inputs_to("inputs", inputs, self._num_inputs)
+        for tensor in (y0, *context):
+            checks.not_symbolic("inputs", tensor)
         checks.not_symbolic("t_eval", t_eval)
-        checks.state("inputs", inputs)
         training = checks.flag("training", training)
         if not self.built:
-            self.build(inputs.shape)
-        y0 = ops.cast(ops.convert_to_tensor(inputs), self._state_dtype)
+            self.build([x.shape for x in (y0, *context)])
+        y0 = ops.cast(ops.convert_to_tensor(y0), self._state_dtype)
         times, order = self._times(t_eval)
-        field = VectorField(self.dynamics, self._state_dtype, training)
-        params, frozen = field.params, field.frozen
-        field.advance(y0)
-        solution = self.adjoint.integrate(
-            self.solver, field, *self.t_span, y0, params, frozen, times
+        field = VectorField(
+            self.dynamics,
+            list(map(ops.convert_to_tensor, context)),
+            self._state_dtype,
+            self.time_dependent,
+            training,
         )
+        solution = self._integrate(field, y0, times)
+        field.advance(self.t_span[0], y0)
         if times is None:
             return solution
         back = ops.argsort(order)
         return solution._replace(ys=ops.take(solution.ys, back, axis=0))
+
+    def _integrate(self, field: VectorField, y0: Any, times: Any) -> Solution:
+        solve = functools.partial(
+            self.adjoint.integrate,
+            self.solver,
+            t0=self.t_span[0],
+            t1=self.t_span[1],
+            params=field.params,
+            frozen=field.frozen,
+            t_eval=times,
+        )
+        if self.kinetic_regularizer is None:
+            return solve(f=field, y0=y0)
+        solution = solve(
+            f=kinetic_energy.along(field),
+            y0=kinetic_energy.start(y0),
+            norm=kinetic_energy.norm_without(self.solver),
+        )
+        return kinetic_energy.split(solution)
 
     @property
     def _state_dtype(self) -> str:
@@ -207,22 +285,31 @@ class ODEBlock(keras.layers.Layer):
         )
 
     def compute_output_shape(
-        self, inputs_shape: tuple, t_eval_shape: tuple | None = None
+        self, inputs_shape: tuple | list, t_eval_shape: tuple | None = None
     ) -> tuple:
+        shape, *_ = _shapes(inputs_shape)
         if t_eval_shape is None and self.t_eval is not None:
             t_eval_shape = (len(self.t_eval),)
-        return (*inputs_shape[:1], *(t_eval_shape or ()), *inputs_shape[1:])
+        return (*shape[:1], *(t_eval_shape or ()), *shape[1:])
 
     def compute_output_spec(
         self, inputs: Any, t_eval: Any = None, training: bool | None = None
     ) -> Any:
-        checks.state("inputs", inputs)
+        y0, _ = checks.inputs_to("inputs", inputs, self._num_inputs)
         checks.flag("training", training)
         shape = self.compute_output_shape(
-            inputs.shape,
+            y0.shape,
             None if t_eval is None else tuple(self._checked(t_eval).shape),
         )
         return keras.KerasTensor(shape, dtype=self.compute_dtype)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        # Neither the times to report nor `dynamics` have a place in a mask.
+        if self.t_eval is not None:
+            return None
+        if isinstance(previous_mask, (list, tuple)):
+            return previous_mask[0]
+        return previous_mask
 
     def get_config(self) -> dict[str, Any]:
         serialize = keras.saving.serialize_keras_object
@@ -233,6 +320,8 @@ class ODEBlock(keras.layers.Layer):
             "t_eval": self.t_eval,
             "solver": serialize(self.solver),
             "adjoint": serialize(self.adjoint),
+            "time_dependent": self.time_dependent,
+            "kinetic_regularizer": self.kinetic_regularizer,
         }
 
     @classmethod
@@ -242,3 +331,9 @@ class ODEBlock(keras.layers.Layer):
             "dynamics", config.get("dynamics"), {}, keras.layers.Layer
         )
         return cls(**config)
+
+
+def _shapes(shape: tuple | list) -> list[tuple]:
+    """The shapes of the inputs, of one tensor or a list of them."""
+    several = len(shape) > 0 and isinstance(shape[0], (tuple, list))
+    return [tuple(x) for x in (shape if several else [shape])]

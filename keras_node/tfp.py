@@ -62,11 +62,12 @@ class _State(NamedTuple):
 class _GuardedDormandPrince(ode.DormandPrince):
     """`tfp.math.ode.DormandPrince` from time 0 to `span`, in bounded time."""
 
-    def __init__(self, span, max_steps, first_step, rtol, atol):
+    def __init__(self, span, max_steps, first_step, rtol, atol, norm):
         super().__init__(rtol=np.float64(rtol), atol=np.float64(atol))
         self._span = span
         self._max_steps = max_steps
         self._first_step = first_step
+        self._norm = norm
 
     def _initialize_solver_internal_state(
         self, ode_fn, initial_time, initial_state
@@ -78,7 +79,14 @@ class _GuardedDormandPrince(ode.DormandPrince):
         dt = self._first_step
         if dt is None:
             dt = initial_step(
-                ode_fn, y0, f0, self._span, self.ORDER, self._rtol, self._atol
+                ode_fn,
+                y0,
+                f0,
+                self._span,
+                self.ORDER,
+                self._rtol,
+                self._atol,
+                self._norm,
             )
         dt = tf.minimum(tf.cast(dt, self._span.dtype), self._span)
         # No step can be short enough to step off a pole.
@@ -156,14 +164,25 @@ def _end_if(failed: Any, state: _State) -> _State:
 
 
 def solve(
-    config: Solver, f: Callable, t0: Any, t1: Any, y0: Any, t_eval: Any = None
+    config: Solver,
+    f: Callable,
+    t0: Any,
+    t1: Any,
+    y0: Any,
+    t_eval: Any = None,
+    norm: Callable | None = None,
 ) -> Solution:
     """Integrates `f` from `t0` to `t1`, as `Solver.solve` says."""
     dtype = tree.flatten(y0)[0].dtype
     interval = Interval(t0, t1, dtype)
     span = interval.span
     solver = _GuardedDormandPrince(
-        span, config.max_steps, config.first_step, config.rtol, config.atol
+        span,
+        config.max_steps,
+        config.first_step,
+        config.rtol,
+        config.atol,
+        norm or structure.rms_norm,
     )
     times = span[None]
     if t_eval is not None:

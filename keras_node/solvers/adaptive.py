@@ -118,7 +118,7 @@ class DormandPrince(Dopri5):
             return super().solve(f, t0, t1, y0, t_eval, norm=norm)
         from keras_node import tfp
 
-        return tfp.solve(self, f, t0, t1, y0, t_eval)
+        return tfp.solve(self, f, t0, t1, y0, t_eval, norm)
 
 
 @_register
