@@ -45,10 +45,37 @@ def positive_int(name: str, value: Any) -> int:
     )
 
 
-def integer(name: str, value: Any) -> int:
+def channel_axis(name: str, value: Any, shape: tuple = ()) -> int:
+    """An axis of a tensor, if its shape is known, but not that of the batch."""
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-        return int(value)
-    raise ValueError(f"`{name}` must be an integer. Received: {name}={value!r}")
+        if value and (not shape or -len(shape) < value < len(shape)):
+            return int(value)
+    of = f" of an input of shape {tuple(shape)}" if shape else ""
+    raise ValueError(
+        f"`{name}` must be an axis{of}, and not 0, the batch's. "
+        f"Received: {name}={value!r}"
+    )
+
+
+def shapes(name: str, value: Any) -> list[tuple]:
+    """The shapes of inputs, of one tensor or of a list of them."""
+    one = _is_shape(value)
+    several = [value] if one else value
+    if isinstance(several, (list, tuple)) and all(map(_is_shape, several)):
+        if several:
+            return [tuple(shape) for shape in several]
+    raise ValueError(
+        f"`{name}` must be a tensor of shape `(batch, ...)` or a list of "
+        f"tensors. Received: shape {value!r}"
+    )
+
+
+def _is_shape(value: Any) -> bool:
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) > 0
+        and all(n is None or isinstance(n, numbers.Integral) for n in value)
+    )
 
 
 def pair(name: str, value: Any) -> tuple[Any, Any]:

@@ -18,7 +18,7 @@ class ConcatTime(keras.layers.Layer):
     longer as large as the state.
 
     Args:
-        axis: Int, the axis of the channels. Defaults to `-1`.
+        axis: Int, the axis of the channels, not 0. Defaults to `-1`.
         **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
 
     Call arguments:
@@ -32,7 +32,8 @@ class ConcatTime(keras.layers.Layer):
         `(batch, ..., channels + 1)`.
 
     Raises:
-        ValueError: If `axis` is no integer, or `inputs` are no pair.
+        ValueError: If `axis` is not an axis of `y`, or the batch's, or
+            `inputs` are no pair.
 
     Example:
     >>> t = keras.Input((7, 7, 1))
@@ -50,7 +51,11 @@ class ConcatTime(keras.layers.Layer):
 
     def __init__(self, axis: int = -1, **kwargs: Any):
         super().__init__(**kwargs)
-        self.axis = checks.integer("axis", axis)
+        self.axis = checks.channel_axis("axis", axis)
+
+    def build(self, inputs_shape: list) -> None:
+        shape = _shape_of_second(inputs_shape)
+        checks.channel_axis("axis", self.axis, shape)
 
     def call(self, inputs: Any) -> Any:
         t, y = checks.pair("inputs", inputs)
@@ -58,7 +63,7 @@ class ConcatTime(keras.layers.Layer):
         return ops.concatenate([y, channel + _of_rank(t, y)], axis=self.axis)
 
     def compute_output_shape(self, inputs_shape: list) -> tuple:
-        _, shape = checks.pair("inputs", inputs_shape)
+        shape = _shape_of_second(inputs_shape)
         return _widened(shape, 1, self.axis)
 
     def get_config(self) -> dict[str, Any]:
@@ -73,7 +78,8 @@ class ConcatSquash(keras.layers.Wrapper):
     every channel of the last axis.
 
     Args:
-        layer: The Keras layer, such as a `Dense` layer or a convolution.
+        layer: A Keras layer, such as a `Dense` layer or a convolution, or a
+            list of layers, which becomes a `keras.Sequential`.
         **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
 
     Call arguments:
@@ -106,9 +112,9 @@ class ConcatSquash(keras.layers.Wrapper):
         super().__init__(checks.network("layer", layer), **kwargs)
 
     def build(self, inputs_shape: list) -> None:
-        _, shape = checks.pair("inputs", inputs_shape)
-        super().build(tuple(shape))
-        channels = self.layer.compute_output_shape(tuple(shape))[-1]
+        shape = _shape_of_second(inputs_shape)
+        super().build(shape)
+        channels = self.layer.compute_output_shape(shape)[-1]
         self.scale = self.add_weight(shape=(channels,), name="scale")
         self.gate = self.add_weight(
             shape=(channels,), initializer="zeros", name="gate"
@@ -122,8 +128,8 @@ class ConcatSquash(keras.layers.Wrapper):
         return x * ops.sigmoid(self.scale * t + self.gate) + self.shift * t
 
     def compute_output_shape(self, inputs_shape: list) -> tuple:
-        _, shape = checks.pair("inputs", inputs_shape)
-        return self.layer.compute_output_shape(tuple(shape))
+        shape = _shape_of_second(inputs_shape)
+        return self.layer.compute_output_shape(shape)
 
 
 @keras.saving.register_keras_serializable(package="keras_node")
@@ -136,7 +142,7 @@ class Augment(keras.layers.Layer):
 
     Args:
         dims: Int, how many zeros are appended along the axis.
-        axis: Int, the axis of the channels. Defaults to `-1`.
+        axis: Int, the axis of the channels, not 0. Defaults to `-1`.
         **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
 
     Call arguments:
@@ -149,7 +155,8 @@ class Augment(keras.layers.Layer):
         `(batch, ..., channels + dims)`.
 
     Raises:
-        ValueError: If `dims` is not positive, or `axis` is no integer.
+        ValueError: If `dims` is not positive, or `axis` is not an axis of
+            `inputs`, or the batch's.
 
     Example:
     >>> model = keras.Sequential(
@@ -170,7 +177,10 @@ class Augment(keras.layers.Layer):
         super().__init__(**kwargs)
         self.supports_masking = True
         self.dims = checks.positive_int("dims", dims)
-        self.axis = checks.integer("axis", axis)
+        self.axis = checks.channel_axis("axis", axis)
+
+    def build(self, inputs_shape: tuple) -> None:
+        checks.channel_axis("axis", self.axis, inputs_shape)
 
     def call(self, inputs: Any) -> Any:
         shape = list(ops.shape(inputs))
@@ -196,3 +206,8 @@ def _widened(shape: tuple, by: int, axis: int) -> tuple:
     if shape[axis] is not None:
         shape[axis] += by
     return tuple(shape)
+
+
+def _shape_of_second(inputs_shape: list) -> tuple:
+    _, shape = checks.pair("inputs", checks.shapes("inputs", inputs_shape))
+    return shape

@@ -159,9 +159,9 @@ class ODEBlock(keras.layers.Layer):
             )
 
     def build(
-        self, inputs_shape: tuple | list, t_eval_shape: tuple | None = None
+        self, inputs_shape: tuple | list = (), t_eval_shape: tuple | None = None
     ) -> None:
-        shapes = _shapes(inputs_shape)
+        shapes = checks.shapes("inputs", inputs_shape)
         y, *context = [
             keras.KerasTensor(shape, dtype=self.compute_dtype)
             for shape in shapes
@@ -287,7 +287,7 @@ class ODEBlock(keras.layers.Layer):
     def compute_output_shape(
         self, inputs_shape: tuple | list, t_eval_shape: tuple | None = None
     ) -> tuple:
-        shape, *_ = _shapes(inputs_shape)
+        shape, *_ = checks.shapes("inputs", inputs_shape)
         if t_eval_shape is None and self.t_eval is not None:
             t_eval_shape = (len(self.t_eval),)
         return (*shape[:1], *(t_eval_shape or ()), *shape[1:])
@@ -331,9 +331,3 @@ class ODEBlock(keras.layers.Layer):
             "dynamics", config.get("dynamics"), {}, keras.layers.Layer
         )
         return cls(**config)
-
-
-def _shapes(shape: tuple | list) -> list[tuple]:
-    """The shapes of the inputs, of one tensor or a list of them."""
-    several = len(shape) > 0 and isinstance(shape[0], (tuple, list))
-    return [tuple(x) for x in (shape if several else [shape])]

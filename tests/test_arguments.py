@@ -42,6 +42,8 @@ CONFIGS = (
     keras.saving.serialize_keras_object(keras.initializers.Zeros()),
 )
 OBJECTS = (3, 1j, True, "eulerish", [], ["tsit5"], np.ones(2), object, *CONFIGS)
+NETWORKS = (*OBJECTS, np.tanh, [np.tanh], layers.Dense, solvers.Tsit5())
+FLAGS = (0, 1, "yes", [True], np.array(True))
 BAD = {
     "rtol": NUMBERS,
     "atol": NUMBERS,
@@ -49,26 +51,34 @@ BAD = {
     "max_steps": COUNTS,
     "num_steps": COUNTS,
     "checkpoints": COUNTS,
-    "per_sample": (0, 1, "yes", [True], np.array(True)),
-    "dynamics": (*OBJECTS, np.tanh, [np.tanh], layers.Dense, solvers.Tsit5()),
+    "per_sample": FLAGS,
+    "time_dependent": FLAGS,
+    "kinetic_regularizer": NUMBERS,
+    "dims": COUNTS,
+    "axis": (0, 1.0, NAN, "1", True, [1], np.array(1), int),
+    "dynamics": NETWORKS,
+    "layer": NETWORKS,
     "t_span": SPANS,
     "t_eval": (*TIMES, keras.KerasTensor((2,))),
     "solver": (*OBJECTS, solvers.Tsit5, adjoints.BacksolveAdjoint()),
     "adjoint": (*OBJECTS, adjoints.DiscreteAdjoint, solvers.Tsit5()),
     "name": (3, "a/b"),
-    "dtype": (3, "int32", "bool", "complex64"),
+    "dtype": (3,),
     "trainable": (None, "yes"),
 }
 # What is bad in one class alone.
-BACKWARD = {
-    "BacksolveAdjoint": ("tsit5",),
-    "InterpolatingAdjoint": ("tsit5", solvers.RK4()),
-    "GaussAdjoint": ("tsit5", solvers.RK4(), solvers.DormandPrince()),
+BAD_IN = {
+    "ODEBlock": {"dtype": ("int32", "bool", "complex64")},
+    "BacksolveAdjoint": {"solver": ("tsit5",)},
+    "InterpolatingAdjoint": {"solver": ("tsit5", solvers.RK4())},
+    "GaussAdjoint": {
+        "solver": ("tsit5", solvers.RK4(), solvers.DormandPrince())
+    },
 }
 # What is bad at a call.
 X = np.ones((3, 4), "float32")
 INPUTS = (None, "x", 1.0, 1, object(), lambda: X, layers.Dense(4))
-INPUTS += ([], {}, [X, X], (X,), {"x": X}, [[1.0, 2.0]], np.float32(1))
+INPUTS += ([], {}, [X, X], (X, None), {"x": X}, [[1.0, 2.0]], np.float32(1))
 INPUTS += tuple(X.astype(dtype) for dtype in ("int32", "bool", "complex64"))
 BAD_AT_CALL = {
     "inputs": INPUTS,
@@ -85,6 +95,10 @@ GOOD = {
     "num_steps": (1, np.int64(7), 2**31 - 1),
     "checkpoints": (1, np.int64(7), 2**31 - 1),
     "per_sample": (True, False),
+    "time_dependent": (True, False),
+    "kinetic_regularizer": (None, *EDGES),
+    "dims": (1, np.int64(7), 2**31 - 1),
+    "axis": (1, -1, np.int64(-2), 5),
     "t_span": ((1, 0), [0, 1e30], np.array([-1e30, 1e30]), (1, 1 + 1e-12)),
     "t_eval": ((1, 0), [0.5], np.array([0.5, 0.5])),
 }
@@ -123,14 +137,20 @@ def parameters(cls):
     return found
 
 
+# What must be given.
+GIVEN = {
+    "ODEBlock": {"dynamics": layers.Dense(4)},
+    "ConcatSquash": {"layer": layers.Dense(4)},
+    "Augment": {"dims": 2},
+}
+
+
 def make(cls, **kwargs):
-    if cls is ODEBlock:
-        kwargs = {"dynamics": layers.Dense(4), **kwargs}
-    return cls(**kwargs)
+    return cls(**{**GIVEN.get(cls.__name__, {}), **kwargs})
 
 
 def block(**kwargs):
-    return make(ODEBlock, **kwargs)
+    return make(ODEBlock, **{"dynamics": layers.Dense(4), **kwargs})
 
 
 def assert_refused(name, call, /, *args, **kwargs):
@@ -148,7 +168,8 @@ def test_every_argument_of_every_public_class_has_its_bad_values():
     assert known < set(CLASSES)
     arguments = {(c.__name__, name) for c in CLASSES for name in parameters(c)}
     assert set(BAD) == {name for _, name in arguments}
-    assert {(cls, "solver") for cls in BACKWARD} < arguments
+    only = {(cls, name) for cls, names in BAD_IN.items() for name in names}
+    assert only < arguments
     call = [*inspect.signature(ODEBlock.call).parameters][1:]
     solve = [*inspect.signature(ODEBlock.solve).parameters][1:]
     assert list(BAD_AT_CALL) == call == solve
@@ -160,8 +181,9 @@ def test_bad_values_are_refused(cls):
         values = BAD[name] if may_be_none else (*BAD[name], None)
         for value in values:
             assert_refused(name, make, cls, **{name: value})
-    for value in BACKWARD.get(cls.__name__, ()):
-        assert_refused("solver", cls, solver=value)
+    for name, values in BAD_IN.get(cls.__name__, {}).items():
+        for value in values:
+            assert_refused(name, make, cls, **{name: value})
     with pytest.raises((TypeError, ValueError), match="nonsense"):
         make(cls, nonsense=1)
 
@@ -286,6 +308,45 @@ def test_bad_symbolic_values_are_refused():
     assert_refused("inputs", made.solve, state)
     assert_refused("t_eval", made.solve, X, t_eval=times)
     assert made(state, t_eval=times).shape == (None, 2, 4)
+
+
+@pytest.mark.parametrize(
+    "layer, inputs",
+    [
+        (keras_node.layers.ConcatTime(), X),
+        (keras_node.layers.ConcatTime(), [X, X, X]),
+        (keras_node.layers.ConcatSquash(layers.Dense(4)), X),
+        (keras_node.layers.ConcatSquash(layers.Dense(4)), [X]),
+    ],
+)
+def test_layers_of_time_want_a_pair(layer, inputs):
+    assert_refused("inputs", layer, inputs)
+
+
+def test_an_axis_must_be_one_of_the_input():
+    for axis in (2, -2, -3):
+        assert_refused("axis", keras_node.layers.Augment(1, axis=axis), X)
+        assert_refused("axis", keras_node.layers.ConcatTime(axis), [X, X])
+
+
+def test_inputs_must_be_as_many_as_the_block_was_built_for():
+    context = block(
+        dynamics=[layers.Concatenate(), layers.Dense(4)], solver="euler"
+    )
+    state = keras.Input((4,))
+    assert context([X, X]).shape == (3, 4)
+    for inputs in (X, [X], [X, X, X]):
+        assert_refused("inputs", context, inputs)
+        assert_refused("inputs", context.solve, inputs)
+    assert_refused("inputs", context, state)
+
+
+def test_dynamics_must_take_what_the_block_has_for_them():
+    time = {"dynamics": layers.Concatenate(), "time_dependent": True}
+    assert_refused("dynamics", block(), [X, X])
+    assert_refused("dynamics", block(time_dependent=True), X)
+    assert_refused("dynamics", block(**time), X)
+    assert_refused("dynamics", block(**time).solve, [X, X])
 
 
 def test_flags_and_times_of_every_kind_are_taken():
