@@ -1,5 +1,6 @@
 """A Keras layer as a pure function."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from keras import ops
 # Keras has no public way to read a variable as it is stored.
 from keras.src.backend import AutocastScope
 
+from keras_node import backend
 from keras_node import checks
 from keras_node import structure
 
@@ -64,6 +66,8 @@ class VectorField:
         self._trainable = dynamics.trainable_variables
         self._frozen = dynamics.non_trainable_variables
         self._adds_losses = False
+        random = training and self._frozen
+        self._draws = backend.same_draws() if random else contextlib.nullcontext
         with AutocastScope(None):
             self._dtypes = [v.dtype for v in self._trainable]
         self._context = context
@@ -103,7 +107,8 @@ class VectorField:
             for is_float in self._differentiable
         ]
         # What the layer writes stays in the scope, and is dropped with it.
-        with keras.StatelessScope(mapping, collect_losses=True) as scope:
+        scope = keras.StatelessScope(mapping, collect_losses=True)
+        with self._draws(), scope:
             dy = self._evaluate(t, y, context)
         self._adds_losses |= bool(scope.losses)
         # Built for another shape, it may be another now: it would broadcast.

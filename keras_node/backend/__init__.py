@@ -25,6 +25,10 @@ One module per framework, each with the same functions:
 `value(x)`
     The tensor `x` as a NumPy array, or `None` where it is being traced and has
     no value yet.
+
+`same_draws()`
+    Makes context managers in which random draws without a seed of Keras's are
+    the same each time, and leave no trace outside.
 """
 
 import importlib
@@ -42,3 +46,4 @@ new_list = _framework.new_list
 set_item = _framework.set_item
 get_item = _framework.get_item
 value = _framework.value
+same_draws = _framework.same_draws

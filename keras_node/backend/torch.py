@@ -1,6 +1,8 @@
 """Derivatives in PyTorch."""
 
+import contextlib
 from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -95,3 +97,21 @@ def value(x: Any) -> np.ndarray | None:
     # To build a model Keras runs it on made-up values.
     traced = torch.compiler.is_compiling() or in_symbolic_scope()
     return None if traced else x.detach().cpu().numpy()
+
+
+def same_draws() -> Callable:
+    # Without a `seed=`, Keras's `Dropout` draws from PyTorch's generators.
+    cuda = torch.cuda
+    devices = [cuda.current_device()] if cuda.is_available() else []
+    state = torch.get_rng_state()
+    states = [cuda.get_rng_state(device) for device in devices]
+
+    @contextlib.contextmanager
+    def again() -> Iterator[None]:
+        with torch.random.fork_rng(devices):
+            torch.set_rng_state(state)
+            for pair in zip(states, devices, strict=True):
+                cuda.set_rng_state(*pair)
+            yield
+
+    return again
