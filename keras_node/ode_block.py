@@ -224,7 +224,7 @@ class ODEBlock(keras.layers.Layer):
         checks.not_symbolic("t_eval", t_eval)
         training = checks.flag("training", training)
         if not self.built:
-            self.build([x.shape for x in (y0, *context)])
+            self.build([tuple(x.shape) for x in (y0, *context)])
         y0 = ops.cast(ops.convert_to_tensor(y0), self._state_dtype)
         times, order = self._times(t_eval)
         field = VectorField(

@@ -7,6 +7,7 @@ from helpers import ADJOINTS
 from helpers import COVER
 from helpers import accurate
 from helpers import numpy
+from helpers import slow
 from helpers import slow_unless
 from keras import layers
 from keras import ops
@@ -76,7 +77,7 @@ def forced(y0, u, t0, t1, a, b, c):
     return particular(t1) + (y0 - particular(t0)) * np.exp(b * (t1 - t0))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [slow("sequential"), *list(FORMS)[1:]])
 def test_dynamics_of_every_form_get_time_and_context(form, tmp_path):
     weights = (1.5, -0.8, 0.6)  # of t, y, u
     times = [0.0, -1.0, 0.5]
@@ -84,7 +85,7 @@ def test_dynamics_of_every_form_get_time_and_context(form, tmp_path):
         FORMS[form](weights),
         t_span=(1.0, -1.0),
         t_eval=times,
-        solver=solvers.Tsit5(rtol=1e-5, atol=1e-5, per_sample=True),
+        solver=solvers.RK4(num_steps=20),
         adjoint="discrete",
         time_dependent=True,
     )
@@ -165,7 +166,7 @@ def test_context_may_be_labels_and_masks():
         keras.Input((), dtype="int32"),
         keras.Input((1,), dtype="bool"),
     ]
-    block = keras_node.ODEBlock(Dynamics(), solver="tsit5", adjoint="gauss")
+    block = keras_node.ODEBlock(Dynamics(), solver="heun", adjoint="gauss")
     model = keras.Model(inputs, block(inputs))
     model.compile(keras.optimizers.Adam(0.05), "mse")
     labels = np.arange(12) % 3
@@ -275,8 +276,8 @@ def test_state_and_noise_stand_still_in_a_solve(name, tmp_path):
     calm = int(block.solve(x).num_evals)
     before = [numpy(v.value) for v in inner.non_trainable_variables]
     noisy = block.solve(x, training=True)
-    # Measured: equal with dropout. What normalizes makes other dynamics of it.
-    assert abs(int(noisy.num_evals) - calm) <= 0.1 * calm + 6 * (moving > 1)
+    # One step more or less: other dynamics. Noise that moved would take dozens.
+    assert abs(int(noisy.num_evals) - calm) <= max(0.1 * calm, 6)
 
     # Its state has moved once: as by one call of the network.
     after = [numpy(v.value) for v in inner.non_trainable_variables]
@@ -297,14 +298,12 @@ def test_state_and_noise_stand_still_in_a_solve(name, tmp_path):
         for a, b in zip(after, again, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5)
 
-    # `fit` moves it once a batch, and it is saved.
-    model.compile("sgd", "mse")
-    model.fit(x, x, batch_size=8, verbose=0)
-    expected = model.predict(x, verbose=0)
-    np.testing.assert_array_equal(model.predict(x, verbose=0), expected)
+    # It is saved, and has no part in a prediction.
+    expected = numpy(model(x))
+    np.testing.assert_array_equal(numpy(model(x)), expected)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(loaded.predict(x, verbose=0), expected)
+    np.testing.assert_array_equal(numpy(loaded(x)), expected)
 
 
 def test_losses_of_inner_layers_count_once_a_call():
@@ -323,12 +322,14 @@ def test_losses_of_inner_layers_count_once_a_call():
                 kernel_initializer="zeros",
                 bias_initializer="ones",
             ),
-        ]
+        ],
+        solver="euler",
+        adjoint="discrete",
     )
     x = normal(6, 4)
     model = keras.Sequential([keras.Input((4,)), block])
     model.compile("sgd", "mse")
-    y1 = model.predict(x, verbose=0)
+    y1 = numpy(block(x))
     np.testing.assert_allclose(y1, x + 1, rtol=1e-5)
     # Ones, for each sample and unit; Keras divides by the batch.
     expected = np.mean(x**2) + 0.01 * 4
@@ -339,11 +340,11 @@ def test_losses_of_inner_layers_count_once_a_call():
 
 
 @pytest.mark.parametrize(
-    "solver, adjoint", [ADJOINTS[0], ("tsit5", "discrete")]
+    "solver, adjoint", [slow(*ADJOINTS[0]), ("tsit5", "discrete")]
 )
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_mixed_precision_trains_as_full_precision_does(solver, adjoint, policy):
+def test_mixed_precision_trains_as_full_precision_does(solver, adjoint):
     before = keras.config.dtype_policy()
+    x, u = normal(32, 4), normal(32, 2, seed=1)
 
     def trained(policy):
         keras.utils.set_random_seed(1)
@@ -360,37 +361,29 @@ def test_mixed_precision_trains_as_full_precision_does(solver, adjoint, policy):
                 time_dependent=True,
             )
             inputs = [keras.Input((4,)), keras.Input((2,))]
-            outputs = layers.Activation("linear", dtype="float32")(
-                block(inputs)
-            )
-            model = keras.Model(inputs, outputs)
+            whole = layers.Activation("linear", dtype="float32")
+            model = keras.Model(inputs, whole(block(inputs)))
             model.compile(keras.optimizers.SGD(0.05), "mse")
         finally:
             keras.config.set_dtype_policy(before)
-        x, u = normal(32, 4), normal(32, 2, seed=1)
-        data = ([x, u], -x)
-        losses = model.fit(*data, epochs=6, verbose=0).history["loss"]
-        return model, block, losses, data
+        losses = model.fit([x, u], -x, epochs=4, verbose=0).history["loss"]
+        return model, block, losses
 
-    _, _, exact, _ = trained("float32")
-    model, block, losses, ((x, u), y) = trained(policy)
-    assert block.compute_dtype == policy.removeprefix("mixed_")
-    assert {str(v.dtype) for v in model.trainable_variables} == {"float32"}
-    reach = {"mixed_float16": 2e-3, "mixed_bfloat16": 2e-2}[policy]
-    np.testing.assert_allclose(losses, exact, rtol=reach)
-    if policy == "mixed_float16":
-        scaled = keras.optimizers.LossScaleOptimizer
-        assert isinstance(model.optimizer, scaled)
-        # A step whose gradients overflow is left out, and the scale halved.
-        before, scale = model.get_weights(), model.optimizer.dynamic_scale
-        scale = float(numpy(scale.value))
-        x[0] = np.inf if keras.backend.backend() != "torch" else x[0]
-        y[0] = np.inf
-        model.fit([x, u], y, verbose=0)
-        for a, b in zip(before, model.get_weights(), strict=True):
-            np.testing.assert_array_equal(a, b)
-        found = float(numpy(model.optimizer.dynamic_scale.value))
-        assert found == scale / 2
+    _, _, exact = trained("float32")
+    for policy, reach in (("mixed_bfloat16", 2e-2), ("mixed_float16", 2e-3)):
+        model, block, losses = trained(policy)
+        assert block.compute_dtype == policy.removeprefix("mixed_")
+        assert {str(v.dtype) for v in model.trainable_variables} == {"float32"}
+        np.testing.assert_allclose(losses, exact, rtol=reach)
+
+    # A step whose gradients overflow is left out, and the scale halved.
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    weights = model.get_weights()
+    scale = float(numpy(model.optimizer.dynamic_scale.value))
+    model.fit([x, u], np.full_like(x, np.inf), verbose=0)
+    for a, b in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert float(numpy(model.optimizer.dynamic_scale.value)) == scale / 2
 
 
 @pytest.mark.parametrize("solver", solvers.ALL)
@@ -417,7 +410,12 @@ def test_kinetic_energy_is_the_integral_of_the_squared_slope(solver):
             np.testing.assert_array_equal(solution.num_evals, without.num_evals)
 
 
-@pytest.mark.parametrize("solver, adjoint", ADJOINTS)
+@pytest.mark.parametrize(
+    "solver, adjoint",
+    slow_unless(
+        lambda _, adjoint: adjoint in ("backsolve", "discrete"), ADJOINTS
+    ),
+)
 def test_kinetic_regularizer_adds_the_energy_to_the_loss(solver, adjoint):
     # With y' = k y, energy E = x^2 k (e^2k - 1) / 2 and dE/dk by hand.
     k, factor, rate = -0.7, 0.3, 0.1
@@ -431,7 +429,7 @@ def test_kinetic_regularizer_adds_the_energy_to_the_loss(solver, adjoint):
     x = normal(8, 3)
     model = keras.Sequential([keras.Input((3,)), block])
     model.compile(keras.optimizers.SGD(rate), "mse")
-    states = model.predict(x, verbose=0)
+    states = np.stack([x * np.exp(k * t) for t in (0.5, 1.0)], axis=1)
     size = np.mean(np.sum(x**2, axis=1))
     growth = np.exp(2 * k)
     energy = factor * size * k * (growth - 1) / 2

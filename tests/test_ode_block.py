@@ -257,20 +257,6 @@ def test_a_block_called_twice_shares_its_weights():
     assert not np.array_equal(block.get_weights()[0], matrix)
 
 
-def test_dropout_is_one_mask_a_call_and_another_the_next():
-    block = keras_node.ODEBlock(
-        [layers.Dense(32, activation="tanh"), layers.Dropout(0.5, seed=1)],
-        rtol=1e-4,
-        atol=1e-4,
-    )
-    x = ops.ones((2, 32))
-    calm, noisy = numpy((block.solve(x), block.solve(x, training=True)))
-    assert noisy.num_steps <= calm.num_steps + 2
-    again = numpy(block.solve(x, training=True))
-    assert not np.array_equal(noisy.y1, again.y1)
-    np.testing.assert_array_equal(numpy(block(x)), numpy(block(x)))
-
-
 def test_batch_statistics_move_once_a_call():
     norm = layers.BatchNormalization(momentum=0.9)
     block = keras_node.ODEBlock([norm, layers.Dense(4, activation="tanh")])
