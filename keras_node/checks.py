@@ -231,6 +231,16 @@ def inputs_to(
     return initial, context
 
 
+def unmasked(name: str, value: Any) -> None:
+    """Refuses a tensor with a mask, as Keras attaches it."""
+    if getattr(value, "_keras_mask", None) is not None:
+        raise ValueError(
+            f"`{name}` must have no mask where times are reported that the "
+            "block was not made with: the mask has no place for them. "
+            f"Received: {_described(value)} with a mask"
+        )
+
+
 def answer(name: str, network: Callable, inputs: Any) -> Any:
     """What a network makes of its inputs; it may not want these."""
     try:

@@ -219,6 +219,8 @@ class ODEBlock(keras.layers.Layer):
             does not raise when the solve has failed.
         """
         y0, context = checks.inputs_to("inputs", inputs, self._num_inputs)
+        if t_eval is not None:
+            checks.unmasked("inputs", y0)
         for tensor in (y0, *context):
             checks.not_symbolic("inputs", tensor)
         checks.not_symbolic("t_eval", t_eval)
@@ -296,6 +298,8 @@ class ODEBlock(keras.layers.Layer):
         self, inputs: Any, t_eval: Any = None, training: bool | None = None
     ) -> Any:
         y0, _ = checks.inputs_to("inputs", inputs, self._num_inputs)
+        if t_eval is not None:
+            checks.unmasked("inputs", y0)
         checks.flag("training", training)
         shape = self.compute_output_shape(
             y0.shape,

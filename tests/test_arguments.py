@@ -341,6 +341,12 @@ def test_inputs_must_be_as_many_as_the_block_was_built_for():
     assert_refused("inputs", context, state)
 
 
+def test_a_mask_has_no_place_for_times_given_at_a_call():
+    tokens = keras.Input((5,), dtype="int32")
+    masked = layers.Embedding(7, 4, mask_zero=True)(tokens)
+    assert_refused("inputs", block(), masked, t_eval=[0.5])
+
+
 def test_dynamics_must_take_what_the_block_has_for_them():
     time = {"dynamics": layers.Concatenate(), "time_dependent": True}
     assert_refused("dynamics", block(), [X, X])
