@@ -1,5 +1,6 @@
 """Each example for one short run."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,3 +74,21 @@ def test_mnist_compares_the_adjoints(tmp_path):
     assert accuracies.min() > 30 and np.ptp(accuracies) < 0.5
     assert all(int(row[-2]) > 0 and int(row[-1]) > 0 for row in rows)
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_spiral_learns_and_draws(tmp_path):
+    result = run("spiral.py", "--epochs", "1", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "60/60" in result.stdout
+    error = float(re.search(r"rms error of the fit (\S+),", result.stdout)[1])
+    assert error < 0.5
+    assert (tmp_path / "spiral.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_two_moons_come_apart(tmp_path):
+    result = run("two_moons.py", "--epochs", "4", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "20/20" in result.stdout
+    accuracy = float(re.search(r"test accuracy (\S+)%", result.stdout)[1])
+    assert accuracy > 90
+    assert (tmp_path / "two_moons.png").read_bytes().startswith(b"\x89PNG")
