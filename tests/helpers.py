@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -97,18 +98,23 @@ def run_python(code: str, limit: float = 120, backend: str = "") -> str:
     """Runs `code` in a process of its own and returns what it prints.
 
     A process that takes longer than `limit` seconds is killed and fails the
-    test: a hang is a failure like any other.
+    test, and so are those that it started: a hang is a failure like any other.
     """
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     environment["KERAS_BACKEND"] = backend or keras.backend.backend()
-    result = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-c", code],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=limit,
         env=environment,
         cwd=Path(__file__).parent,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr[-4000:]
-    return result.stdout
+        start_new_session=True,
+    ) as process:
+        try:
+            out, errors = process.communicate(timeout=limit)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    assert process.returncode == 0, out + errors[-4000:]
+    return out
