@@ -227,11 +227,12 @@ class ODEBlock(keras.layers.Layer):
         training = checks.flag("training", training)
         if not self.built:
             self.build([tuple(x.shape) for x in (y0, *context)])
-        y0 = ops.cast(ops.convert_to_tensor(y0), self._state_dtype)
+        y0, *context = map(_without_mask, (y0, *context))
+        y0 = ops.cast(y0, self._state_dtype)
         times, order = self._times(t_eval)
         field = VectorField(
             self.dynamics,
-            list(map(ops.convert_to_tensor, context)),
+            context,
             self._state_dtype,
             self.time_dependent,
             training,
@@ -335,3 +336,13 @@ class ODEBlock(keras.layers.Layer):
             "dynamics", config.get("dynamics"), {}, keras.layers.Layer
         )
         return cls(**config)
+
+
+def _without_mask(x: Any) -> Any:
+    """The tensor; a copy if a mask is attached to it.
+
+    The first evaluation gets the very tensor that the block was called with,
+    and would see a mask that the others do not.
+    """
+    x = ops.convert_to_tensor(x)
+    return x if getattr(x, "_keras_mask", None) is None else ops.copy(x)
