@@ -8,6 +8,9 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
+# TensorFlow has no public way to tell.
+from tensorflow.python.saved_model.save_context import in_save_context
+
 
 def vjp(f: Callable, args: tuple, cotangent: Any) -> tuple[Any, tuple]:
     with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -40,10 +43,17 @@ def custom_vjp(forward: Callable, backward: Callable) -> Callable:
             structure = outputs
 
             def gradient(*cotangent):
+                kept = residuals
+                if in_save_context():
+                    # A SavedModel cannot hand over the lists of the forward
+                    # solve: there, the gradient solves anew.
+                    _, kept = forward(
+                        *tree.pack_sequence_as((args, constants), list(inputs))
+                    )
                 # Gathered outputs have sparse cotangents.
                 dense = [tf.convert_to_tensor(x) for x in cotangent]
                 cotangent = tree.pack_sequence_as(outputs, dense)
-                adj_args = tree.flatten(backward(residuals, cotangent))
+                adj_args = tree.flatten(backward(kept, cotangent))
                 return adj_args + [None] * (len(inputs) - len(adj_args))
 
             return tree.flatten(outputs), gradient
