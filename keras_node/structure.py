@@ -61,7 +61,10 @@ def full_like(y: Any, value: float) -> Any:
 
 
 def nan_unless(success: Any, y: Any) -> Any:
-    return where(success, y, full_like(y, float("nan")))
+    # As a constant: tf2onnx multiplies by the condition where it sees no NaN.
+    return tree.map_structure(
+        lambda leaf: ops.where(expand(success, leaf), leaf, float("nan")), y
+    )
 
 
 def all_finite(y: Any, per_sample: bool = False) -> Any:

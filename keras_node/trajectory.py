@@ -37,7 +37,7 @@ class Trajectory(NamedTuple):
             t=rows_like(t, max_steps + 1),
             dt=rows_like(t, max_steps + 1),
             y=list_like(y, slots + 1),
-            slots=ops.arange(slots, dtype="int32"),
+            slots=ops.arange(0, slots, dtype="int32"),
             stride=ops.ones((), "int32"),
             num_steps=ops.zeros((), "int32"),
             num_reported=ops.zeros((), "int32"),
@@ -115,7 +115,7 @@ def write_row(buffer: Any, row: Any, y: Any) -> Any:
         indices = ops.reshape(row, (1, 1))
         y = tree.map_structure(lambda leaf: leaf[None], y)
     else:
-        samples = ops.arange(ops.shape(row)[0], dtype="int32")
+        samples = ops.arange(0, ops.shape(row)[0], dtype="int32")
         indices = ops.stack([row, samples], axis=-1)
     return tree.map_structure(
         lambda rows, leaf: backend.scatter(rows, indices, leaf), buffer, y

@@ -51,6 +51,13 @@ class _Function(torch.autograd.Function):
 
 def custom_vjp(forward: Callable, backward: Callable) -> Callable:
     def function(args, constants):
+        if torch.jit.is_tracing():
+            raise NotImplementedError(
+                "PyTorch's tracer, which the export to ONNX goes by, cannot "
+                "record a solve: how many steps it takes depends on the data. "
+                "Save the model as `.keras`, load and export it on TensorFlow "
+                "or JAX."
+            )
         inputs = tree.flatten((args, constants))
         structure = None
 
