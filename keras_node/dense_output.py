@@ -73,8 +73,7 @@ def report(
         now, s = due(pointer)
         theta = step.fraction(s)
         state = structure.where(theta >= 1, y1, step.at(theta))
-        nan = structure.full_like(y1, float("nan"))
-        state = structure.where(s < 0, nan, state)
+        state = structure.nan_unless(s >= 0, state)
         row = ops.where(now, pointer, size)
         return write_row(ys, row, state), pointer + ops.cast(now, "int32")
 

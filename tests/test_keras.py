@@ -425,9 +425,11 @@ def test_an_exported_model_serves_what_the_model_predicts(
 
 
 @slow_on("tensorflow", "jax")
-@pytest.mark.parametrize("solver", ["rk4", "tsit5"])
-def test_onnx_has_the_whole_solve(solver, tmp_path):
-    block = keras_node.ODEBlock(network(), solver=solver, adjoint="discrete")
+@pytest.mark.parametrize("solver, t_eval", [("tsit5", None), ("rk4", [0.5, 1])])
+def test_onnx_has_the_whole_solve(solver, t_eval, tmp_path):
+    block = keras_node.ODEBlock(
+        network(), t_eval=t_eval, solver=solver, adjoint="discrete"
+    )
     model = keras.Sequential([keras.Input((4,)), block])
     if BACKEND == "torch":
         import torch
