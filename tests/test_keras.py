@@ -125,9 +125,6 @@ def test_a_mask_goes_past_the_dynamics_to_the_next_layer():
     # It is that of the state, and has no place for the times reported.
     pair = euler_block(layers.Add())([embedded, layers.ReLU()(embedded)])
     assert pair._keras_mask is embedded._keras_mask
-    reported = block(embedded, t_eval=np.array([0.5, 1.0]))
-    assert getattr(reported, "_keras_mask", None) is None
-    assert block(embedded)._keras_mask is not None
     reporting = euler_block(MaskWanted(), t_eval=[1.0])(embedded)
     assert getattr(reporting, "_keras_mask", None) is None
 
