@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_node import call_checks
 from keras_node import checks
 
 
@@ -58,7 +59,7 @@ class ConcatTime(keras.layers.Layer):
         checks.channel_axis("axis", self.axis, shape)
 
     def call(self, inputs: Any) -> Any:
-        t, y = checks.pair("inputs", inputs)
+        t, y = call_checks.pair("inputs", inputs)
         channel = ops.zeros_like(ops.take(y, [0], axis=self.axis))
         return ops.concatenate([y, channel + _of_rank(t, y)], axis=self.axis)
 
@@ -122,7 +123,7 @@ class ConcatSquash(keras.layers.Wrapper):
         self.shift = self.add_weight(shape=(channels,), name="shift")
 
     def call(self, inputs: Any) -> Any:
-        t, y = checks.pair("inputs", inputs)
+        t, y = call_checks.pair("inputs", inputs)
         x = self.layer(y)
         t = _of_rank(t, x)
         return x * ops.sigmoid(self.scale * t + self.gate) + self.shift * t
@@ -209,5 +210,7 @@ def _widened(shape: tuple, by: int, axis: int) -> tuple:
 
 
 def _shape_of_second(inputs_shape: list) -> tuple:
-    _, shape = checks.pair("inputs", checks.shapes("inputs", inputs_shape))
+    _, shape = call_checks.pair(
+        "inputs", call_checks.shapes("inputs", inputs_shape)
+    )
     return shape

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_node import adjoints
+from keras_node import call_checks
 from keras_node import checks
 from keras_node import kinetic_energy
 from keras_node import solvers
@@ -161,7 +162,7 @@ class ODEBlock(keras.layers.Layer):
     def build(
         self, inputs_shape: tuple | list = (), t_eval_shape: tuple | None = None
     ) -> None:
-        shapes = checks.shapes("inputs", inputs_shape)
+        shapes = call_checks.shapes("inputs", inputs_shape)
         y, *context = [
             keras.KerasTensor(shape, dtype=self.compute_dtype)
             for shape in shapes
@@ -171,8 +172,8 @@ class ODEBlock(keras.layers.Layer):
         # A symbolic call builds every kind of layer; `dynamics.build` would
         # miss subclasses without a `build` of their own.
         call = functools.partial(symbolic_call, self.dynamics)
-        checks.slope(
-            "dynamics", checks.answer("dynamics", call, inputs), y.shape
+        call_checks.slope(
+            "dynamics", call_checks.answer("dynamics", call, inputs), y.shape
         )
         self._num_inputs = len(shapes)
 
@@ -218,13 +219,13 @@ class ODEBlock(keras.layers.Layer):
             `kinetic_regularizer`, the energy of each sample as `integral`. It
             does not raise when the solve has failed.
         """
-        y0, context = checks.inputs_to("inputs", inputs, self._num_inputs)
+        y0, context = call_checks.inputs_to("inputs", inputs, self._num_inputs)
         if t_eval is not None:
-            checks.unmasked("inputs", y0)
+            call_checks.unmasked("inputs", y0)
         for tensor in (y0, *context):
-            checks.not_symbolic("inputs", tensor)
-        checks.not_symbolic("t_eval", t_eval)
-        training = checks.flag("training", training)
+            call_checks.not_symbolic("inputs", tensor)
+        call_checks.not_symbolic("t_eval", t_eval)
+        training = call_checks.flag("training", training)
         if not self.built:
             self.build([tuple(x.shape) for x in (y0, *context)])
         y0, *context = map(_without_mask, (y0, *context))
@@ -283,14 +284,14 @@ class ODEBlock(keras.layers.Layer):
 
     def _checked(self, t_eval: Any) -> Any:
         """The times given at a call, as a tensor."""
-        return checks.times_to_report(
+        return call_checks.times_to_report(
             "t_eval", t_eval, self.t_span, self._state_dtype
         )
 
     def compute_output_shape(
         self, inputs_shape: tuple | list, t_eval_shape: tuple | None = None
     ) -> tuple:
-        shape, *_ = checks.shapes("inputs", inputs_shape)
+        shape, *_ = call_checks.shapes("inputs", inputs_shape)
         if t_eval_shape is None and self.t_eval is not None:
             t_eval_shape = (len(self.t_eval),)
         return (*shape[:1], *(t_eval_shape or ()), *shape[1:])
@@ -298,10 +299,10 @@ class ODEBlock(keras.layers.Layer):
     def compute_output_spec(
         self, inputs: Any, t_eval: Any = None, training: bool | None = None
     ) -> Any:
-        y0, _ = checks.inputs_to("inputs", inputs, self._num_inputs)
+        y0, _ = call_checks.inputs_to("inputs", inputs, self._num_inputs)
         if t_eval is not None:
-            checks.unmasked("inputs", y0)
-        checks.flag("training", training)
+            call_checks.unmasked("inputs", y0)
+        call_checks.flag("training", training)
         shape = self.compute_output_shape(
             y0.shape,
             None if t_eval is None else tuple(self._checked(t_eval).shape),

@@ -11,7 +11,7 @@ from keras import ops
 from keras.src.backend import AutocastScope
 
 from keras_node import backend
-from keras_node import checks
+from keras_node import call_checks
 from keras_node import structure
 
 
@@ -112,7 +112,7 @@ class VectorField:
             dy = self._evaluate(t, y, context)
         self._adds_losses |= bool(scope.losses)
         # Built for another shape, it may be another now: it would broadcast.
-        checks.slope("dynamics", dy, tuple(y.shape))
+        call_checks.slope("dynamics", dy, tuple(y.shape))
         return ops.cast(dy, y.dtype)
 
     def _evaluate(self, t: Any, y: Any, context: Sequence) -> Any:

@@ -1,0 +1,191 @@
+"""Checks of what an object is called with: tensors and their shapes.
+
+Each `ValueError` says what is allowed, and what was received.
+"""
+
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_node import backend
+
+
+def not_symbolic(name: str, value: Any) -> None:
+    if isinstance(value, keras.KerasTensor):
+        raise ValueError(
+            f"`{name}` must have values: only a layer as a whole can be called "
+            f"on a symbolic tensor. Received: {name}={value!r}"
+        )
+
+
+def flag(name: str, value: Any) -> bool:
+    """What Keras takes for `training`."""
+    whole = isinstance(value, (numbers.Integral, np.bool_))
+    if value is None or (whole and value in (0, 1)):
+        return bool(value)
+    raise ValueError(
+        f"`{name}` must be `True`, `False` or `None`. "
+        f"Received: {name}={value!r}"
+    )
+
+
+def shapes(name: str, value: Any) -> list[tuple]:
+    """The shapes of inputs, of one tensor or of a list of them."""
+    one = _is_shape(value)
+    several = [value] if one else value
+    if isinstance(several, (list, tuple)) and all(map(_is_shape, several)):
+        if several:
+            return [tuple(shape) for shape in several]
+    raise ValueError(
+        f"`{name}` must be a tensor of shape `(batch, ...)` or a list of "
+        f"tensors. Received: shape {value!r}"
+    )
+
+
+def _is_shape(value: Any) -> bool:
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) > 0
+        and all(n is None or isinstance(n, numbers.Integral) for n in value)
+    )
+
+
+def pair(name: str, value: Any) -> tuple[Any, Any]:
+    """Two tensors, or their shapes."""
+    if isinstance(value, (list, tuple)) and len(value) == 2:
+        return tuple(value)
+    raise ValueError(
+        f"`{name}` must be a list `[t, y]`. Received: {name}={value!r}"
+    )
+
+
+def inputs_to(
+    name: str, value: Any, number: int | None = None
+) -> tuple[Any, list]:
+    """The state and the context, of one tensor or a list of them.
+
+    Args:
+        name: The name of the argument.
+        value: What was received.
+        number: How many tensors there must be, if it is known.
+
+    Returns:
+        The tensor of the state, and a list of all others.
+    """
+    given = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not given or (number is not None and len(given) != number):
+        many = "at least one tensor" if number is None else f"{number} tensors"
+        raise ValueError(
+            f"`{name}` must be the state, or a list of the state and the "
+            f"context that `dynamics` is called with, here {many}. "
+            f"Received: {name}={[_described(x) for x in given]}"
+        )
+    initial, *context = given
+    state(name, initial)
+    for x in context:
+        if not (hasattr(x, "shape") and hasattr(x, "dtype")):
+            raise ValueError(
+                f"`{name}` must hold tensors. Received: {_described(x)}"
+            )
+    return initial, context
+
+
+def state(name: str, value: Any) -> None:
+    """Refuses what is no tensor of floats with an axis for the batch."""
+    if not _shape_of_floats(value):
+        raise ValueError(
+            f"`{name}` must be a tensor of floats of shape `(batch, ...)`, "
+            "alone or first in a list: cast integers before the block. "
+            f"Received: {name}={_described(value)}"
+        )
+
+
+def _shape_of_floats(value: Any) -> tuple | None:
+    """The shape of a tensor of floats, `None` for all else."""
+    try:
+        is_float = keras.backend.is_float_dtype(value.dtype)
+        return tuple(value.shape) if is_float else None
+    except (AttributeError, ValueError):
+        return None
+
+
+def unmasked(name: str, value: Any) -> None:
+    """Refuses a tensor with a mask, as Keras attaches it."""
+    if getattr(value, "_keras_mask", None) is not None:
+        raise ValueError(
+            f"`{name}` must have no mask where times are reported that the "
+            "block was not made with: the mask has no place for them. "
+            f"Received: {_described(value)} with a mask"
+        )
+
+
+def times_to_report(name: str, value: Any, span: tuple, dtype: str) -> Any:
+    """A vector of times within `span`, as far as they are known."""
+    symbolic = isinstance(value, keras.KerasTensor)
+    times = value if symbolic else _real_tensor(value, dtype)
+    if times is None or len(times.shape) != 1 or times.shape[0] == 0:
+        raise ValueError(
+            f"`{name}` must be a non-empty vector of times. "
+            f"Received: {name}={_described(value)}"
+        )
+    values = None if symbolic else backend.value(times)
+    if values is not None:
+        low, high = (np.asarray(x, values.dtype) for x in sorted(span))
+        slack = 4 * np.finfo(values.dtype).eps * max(abs(low), abs(high))
+        if not np.all((values >= low - slack) & (values <= high + slack)):
+            raise ValueError(
+                f"`{name}` must lie within `t_span`, here {span}. "
+                f"Received: {name}={values}"
+            )
+    return times
+
+
+def _real_tensor(value: Any, dtype: str) -> Any:
+    """Real numbers as a tensor of that dtype, `None` for all else."""
+    is_float, is_int = keras.backend.is_float_dtype, keras.backend.is_int_dtype
+    try:
+        found = ops.convert_to_tensor(value).dtype
+        real = is_float(found) or is_int(found)
+        return ops.convert_to_tensor(value, dtype) if real else None
+    except Exception:  # each framework raises its own
+        return None
+
+
+def answer(name: str, network: Callable, inputs: Any) -> Any:
+    """What a network makes of its inputs; it may not want these."""
+    try:
+        return network(inputs)
+    except Exception as error:  # of whatever kind the network raises
+        given = inputs if isinstance(inputs, list) else [inputs]
+        raise ValueError(
+            f"`{name}` cannot be called with what the block has for it: "
+            f"{error}\nReceived: {[_described(x) for x in given]}"
+        ) from error
+
+
+def slope(name: str, value: Any, shape: tuple) -> None:
+    """Refuses what a network made of a state, if it is no slope of it.
+
+    Sizes that are not known yet may be equal.
+    """
+    found = _shape_of_floats(value)
+    if (
+        found is None
+        or len(found) != len(shape)
+        or any(m != n for m, n in zip(found, shape, strict=True) if m and n)
+    ):
+        raise ValueError(
+            f"`{name}` must return one tensor of floats of the shape of the "
+            f"state, here {shape}. Received: {_described(value)}"
+        )
+
+
+def _described(value: Any) -> str:
+    """A tensor without its values: they may be many, on another device."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"a tensor of shape {value.shape} and dtype {value.dtype}"
+    return repr(value)
