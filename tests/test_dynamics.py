@@ -8,6 +8,7 @@ from helpers import COVER
 from helpers import accurate
 from helpers import numpy
 from helpers import slow
+from helpers import slow_on
 from helpers import slow_unless
 from keras import layers
 from keras import ops
@@ -442,6 +443,7 @@ def test_kinetic_regularizer_adds_the_energy_to_the_loss(solver, adjoint):
     np.testing.assert_allclose(moved, k - rate * slope, rtol=1e-3)
 
 
+@slow_on("jax")
 def test_every_adjoint_takes_context_and_energy_where_samples_step_alone():
     for adjoint in adjoints.ALL:
         block = keras_node.ODEBlock(

@@ -25,6 +25,7 @@ def run(name, *args, cwd):
     )
 
 
+@slow_on("jax")
 def test_mnist_learns_saves_and_draws(tmp_path):
     result = run("mnist.py", "--epochs", "2", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -37,6 +38,7 @@ def test_mnist_learns_saves_and_draws(tmp_path):
     assert model.count_params() == 15700 + 540 + 210
 
 
+@slow_on("jax")
 def test_mnist_says_in_a_sentence_what_does_not_go_together(tmp_path):
     result = run("mnist.py", "--adjoint", "discrete", cwd=tmp_path)
     assert result.returncode != 0
@@ -50,6 +52,7 @@ def test_mnist_ships_the_digits_it_says():
         assert data["labels"].tolist()[:10] == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
 
 
+@slow_on("jax")
 def test_mnist_says_in_a_sentence_that_the_data_is_missing(tmp_path):
     result = run(
         "mnist.py", "--dataset", "mnist", "--data-dir", tmp_path, cwd=tmp_path
@@ -76,6 +79,7 @@ def test_mnist_compares_the_adjoints(tmp_path):
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 
+@slow_on("jax", "tensorflow")
 def test_spiral_learns_and_draws(tmp_path):
     result = run("spiral.py", "--epochs", "1", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -85,6 +89,7 @@ def test_spiral_learns_and_draws(tmp_path):
     assert (tmp_path / "spiral.png").read_bytes().startswith(b"\x89PNG")
 
 
+@slow_on("jax")
 def test_two_moons_come_apart(tmp_path):
     result = run("two_moons.py", "--epochs", "4", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

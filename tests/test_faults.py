@@ -112,6 +112,7 @@ def test_an_old_file_is_what_it_was():
         np.testing.assert_allclose(actual[name], y, 2e-5, 2e-5, err_msg=name)
 
 
+@slow_on("jax")
 def test_an_old_file_can_be_trained_on():
     model = load_model(GOLDEN)
     assert int(model.optimizer.iterations) == 1
@@ -130,6 +131,7 @@ from keras import layers
 from keras.callbacks import BackupAndRestore
 import keras_node
 from helpers import numpy
+from helpers import slow_on
 
 class Dropout(layers.Dropout):
     # Keras saves no seeds: https://github.com/keras-team/keras/issues/19796

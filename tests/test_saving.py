@@ -8,6 +8,7 @@ import pytest
 from helpers import PER_SAMPLE
 from helpers import numpy
 from helpers import run_python
+from helpers import slow
 from helpers import slow_on
 from keras import layers
 
@@ -54,7 +55,8 @@ def test_config_round_trip():
 
 
 @pytest.mark.parametrize(
-    "solver, adjoint", [("dormand_prince", "backsolve"), ("tsit5", "discrete")]
+    "solver, adjoint",
+    [("dormand_prince", "backsolve"), slow("tsit5", "discrete")],
 )
 def test_a_fresh_process_predicts_bit_for_bit_the_same(
     solver, adjoint, tmp_path
