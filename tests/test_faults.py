@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from helpers import numpy
 from helpers import run_python
+from helpers import slow_on
 from keras import layers
 from keras.models import load_model
 
