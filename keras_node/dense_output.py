@@ -9,7 +9,6 @@ from typing import Any
 from typing import NamedTuple
 
 from keras import ops
-from keras import tree
 
 from keras_node import structure
 from keras_node.trajectory import read_row
@@ -91,7 +90,7 @@ def reported(ys: Any, success: Any) -> Any:
             mask = ops.reshape(mask, (1, -1) + (1,) * (len(rows.shape) - 2))
         return ops.where(mask, rows[:-1], float("nan"))
 
-    return tree.map_structure(leaf, ys)
+    return structure.map_leaves(leaf, ys)
 
 
 def collect(

@@ -6,7 +6,6 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from keras import tree
 
 from keras_node import structure
 
@@ -45,9 +44,9 @@ class Interval:
         def g(s, y, *args):
             t = self.time(s)
             if len(t.shape) == 1:
-                rank = len(tree.flatten(y)[0].shape)
+                rank = len(structure.leaves(y)[0].shape)
                 t = ops.reshape(t, (-1,) + (1,) * (rank - 1))
-            return tree.map_structure(
+            return structure.map_leaves(
                 lambda slope: self._sign * slope, f(t, y, *args)
             )
 

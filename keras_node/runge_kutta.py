@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import keras
 from keras import ops
-from keras import tree
 
 from keras_node import dense_output
 from keras_node import quadrature
@@ -75,7 +74,7 @@ class RungeKutta(Method):
         integrand: Callable | None = None,
         integral: Any = (),
     ) -> Solution:
-        dtype = keras.backend.standardize_dtype(tree.flatten(y0)[0].dtype)
+        dtype = keras.backend.standardize_dtype(structure.leaves(y0)[0].dtype)
         interval = Interval(t0, t1, dtype)
         if norm is None:
             norm = functools.partial(
@@ -132,7 +131,9 @@ class RungeKutta(Method):
         raise NotImplementedError
 
     def _start(self, task, y0, integral, checkpoints):
-        batch = ops.shape(tree.flatten(y0)[0])[:1] if self.per_sample else ()
+        batch = (
+            ops.shape(structure.leaves(y0)[0])[:1] if self.per_sample else ()
+        )
         count = ops.zeros(batch, dtype="int32")
         t = ops.zeros(batch, dtype=task.span.dtype)
         slope, num_evals = y0, 0

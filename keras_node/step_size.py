@@ -6,14 +6,13 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from keras import tree
 
 from keras_node import structure
 
 
 def tolerance(y: Any, rtol: float, atol: float) -> Any:
     """The error allowed in each entry of a state."""
-    return tree.map_structure(lambda leaf: atol + rtol * ops.abs(leaf), y)
+    return structure.map_leaves(lambda leaf: atol + rtol * ops.abs(leaf), y)
 
 
 def initial_step(
@@ -52,7 +51,7 @@ def initial_step(
     def scaled_norm(y):
         # Clipped, or the square of a steep slope would overflow.
         return norm(
-            tree.map_structure(
+            structure.map_leaves(
                 lambda x, unit: ops.clip(x / unit, -1e15, 1e15), y, scale
             )
         )
@@ -62,7 +61,7 @@ def initial_step(
     h0 = ops.where(tiny, 1e-6, 0.01 * d0 / ops.where(tiny, 1.0, d1))
     h0 = structure.smaller(h0, span)
     y1 = structure.add(y0, structure.combine(h0, (1,), [f0]))
-    curvature = tree.map_structure(ops.subtract, f(h0, y1), f0)
+    curvature = structure.map_leaves(ops.subtract, f(h0, y1), f0)
     d2 = scaled_norm(curvature) / h0
     steepest = structure.larger(d1, d2)
     flat = steepest <= 1e-15
@@ -85,11 +84,11 @@ def error_ratio(
     norm: Callable = structure.rms_norm,
 ) -> Any:
     """The error of a step in units of the error allowed: at most 1 is good."""
-    larger = tree.map_structure(
+    larger = structure.map_leaves(
         lambda a, b: structure.larger(ops.abs(a), ops.abs(b)), y0, y1
     )
     scale = tolerance(larger, rtol, atol)
-    return norm(tree.map_structure(ops.divide, error, scale))
+    return norm(structure.map_leaves(ops.divide, error, scale))
 
 
 def next_step(dt: Any, ratio: Any, order: int) -> Any:
@@ -111,9 +110,9 @@ def noise_ratio(
     y0: Any, y1: Any, rtol: float, atol: float, norm: Callable
 ) -> Any:
     """The error ratio below which an error estimate is rounding noise."""
-    dtype = keras.backend.standardize_dtype(tree.flatten(y0)[0].dtype)
+    dtype = keras.backend.standardize_dtype(structure.leaves(y0)[0].dtype)
     eps = float(np.finfo(dtype).eps)
-    rounding = tree.map_structure(
+    rounding = structure.map_leaves(
         lambda a, b: 2 * eps * structure.larger(ops.abs(a), ops.abs(b)), y0, y1
     )
     return error_ratio(rounding, y0, y1, rtol, atol, norm)

@@ -5,10 +5,27 @@ then meets tensors of shape `(batch, ...)`.
 """
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 from keras import ops
 from keras import tree
+
+
+def map_leaves(f: Callable, *ys: Any) -> Any:
+    """`keras.tree.map_structure`, which on PyTorch takes as long as `f`."""
+    y = ys[0]
+    if isinstance(y, (tuple, list)):
+        mapped = [map_leaves(f, *parts) for parts in zip(*ys, strict=True)]
+        return type(y)(*mapped) if hasattr(y, "_fields") else type(y)(mapped)
+    return tree.map_structure(f, *ys) if isinstance(y, dict) else f(*ys)
+
+
+def leaves(y: Any) -> list:
+    """`keras.tree.flatten`, likewise."""
+    if isinstance(y, (tuple, list)):
+        return [leaf for part in y for leaf in leaves(part)]
+    return tree.flatten(y) if isinstance(y, dict) else [y]
 
 
 def expand(factor: Any, leaf: Any) -> Any:
@@ -22,22 +39,22 @@ def combine(dt: Any, weights: tuple, slopes: list) -> Any:
     """`dt * sum(weights * slopes)`, zero weights left out."""
     terms = [(w, k) for w, k in zip(weights, slopes, strict=True) if w]
 
-    def leaf(*leaves):
+    def leaf(*slopes):
         total = sum(
-            float(w) * k for (w, _), k in zip(terms, leaves, strict=True)
+            float(w) * k for (w, _), k in zip(terms, slopes, strict=True)
         )
         return expand(dt, total) * total
 
-    return tree.map_structure(leaf, *(k for _, k in terms))
+    return map_leaves(leaf, *(k for _, k in terms))
 
 
 def scale(factor: Any, y: Any) -> Any:
-    return tree.map_structure(lambda leaf: expand(factor, leaf) * leaf, y)
+    return map_leaves(lambda leaf: expand(factor, leaf) * leaf, y)
 
 
 def add(x: Any, y: Any) -> Any:
     # `keras.ops.add` takes two empty tensors for a bias on TensorFlow.
-    return tree.map_structure(operator.add, x, y)
+    return map_leaves(operator.add, x, y)
 
 
 def smaller(x: Any, y: Any) -> Any:
@@ -51,18 +68,16 @@ def larger(x: Any, y: Any) -> Any:
 
 
 def where(condition: Any, x: Any, y: Any) -> Any:
-    return tree.map_structure(
-        lambda a, b: ops.where(expand(condition, a), a, b), x, y
-    )
+    return map_leaves(lambda a, b: ops.where(expand(condition, a), a, b), x, y)
 
 
 def full_like(y: Any, value: float) -> Any:
-    return tree.map_structure(lambda leaf: ops.full_like(leaf, value), y)
+    return map_leaves(lambda leaf: ops.full_like(leaf, value), y)
 
 
 def nan_unless(success: Any, y: Any) -> Any:
     # As a constant: tf2onnx multiplies by the condition where it sees no NaN.
-    return tree.map_structure(
+    return map_leaves(
         lambda leaf: ops.where(expand(success, leaf), leaf, float("nan")), y
     )
 
@@ -70,7 +85,7 @@ def nan_unless(success: Any, y: Any) -> Any:
 def all_finite(y: Any, per_sample: bool = False) -> Any:
     """Whether every entry is finite: a scalar, or one value per sample."""
     finite = True
-    for leaf in tree.flatten(y):
+    for leaf in leaves(y):
         axes = tuple(range(1, len(leaf.shape))) if per_sample else None
         finite = ops.logical_and(finite, ops.all(ops.isfinite(leaf), axis=axes))
     return finite
@@ -79,7 +94,7 @@ def all_finite(y: Any, per_sample: bool = False) -> Any:
 def rms_norm(y: Any, per_sample: bool = False) -> Any:
     """Root mean square over all entries: a scalar, or one value per sample."""
     squares, size = 0.0, 0
-    for leaf in tree.flatten(y):
+    for leaf in leaves(y):
         axes = tuple(range(1, len(leaf.shape))) if per_sample else None
         squares = squares + ops.sum(ops.square(leaf), axis=axes)
         shape = ops.shape(leaf)[1:] if per_sample else ops.shape(leaf)
@@ -98,7 +113,7 @@ def unit(y: Any) -> tuple[Any, Any]:
 
 def _peak(y: Any) -> Any:
     peak = 0.0
-    for leaf in tree.flatten(y):
+    for leaf in leaves(y):
         top = ops.max(ops.abs(leaf), initial=0.0)
         peak = larger(top, ops.full_like(top, peak))
     return peak
@@ -106,4 +121,4 @@ def _peak(y: Any) -> Any:
 
 def _divided(size: Any, y: Any) -> tuple[Any, Any]:
     size = ops.where(size > 0, size, ops.ones_like(size))
-    return size, tree.map_structure(lambda leaf: leaf / size, y)
+    return size, map_leaves(lambda leaf: leaf / size, y)

@@ -4,9 +4,9 @@ from typing import Any
 from typing import NamedTuple
 
 from keras import ops
-from keras import tree
 
 from keras_node import backend
+from keras_node import structure
 
 
 class Trajectory(NamedTuple):
@@ -87,24 +87,24 @@ class Trajectory(NamedTuple):
 
 def list_like(y: Any, size: int) -> Any:
     """A list of `size` states like `y`."""
-    return tree.map_structure(lambda leaf: backend.new_list(leaf, size), y)
+    return structure.map_leaves(lambda leaf: backend.new_list(leaf, size), y)
 
 
 def set_item(states: Any, i: Any, y: Any) -> Any:
-    return tree.map_structure(
+    return structure.map_leaves(
         lambda items, leaf: backend.set_item(items, i, leaf), states, y
     )
 
 
 def get_item(states: Any, i: Any, like: Any) -> Any:
-    return tree.map_structure(
+    return structure.map_leaves(
         lambda items, leaf: backend.get_item(items, i, leaf), states, like
     )
 
 
 def rows_like(y: Any, size: int) -> Any:
     """A buffer of `size` states like `y`; what it holds is undefined."""
-    return tree.map_structure(
+    return structure.map_leaves(
         lambda leaf: ops.zeros((size, *ops.shape(leaf)), dtype=leaf.dtype), y
     )
 
@@ -113,11 +113,11 @@ def write_row(buffer: Any, row: Any, y: Any) -> Any:
     """Writes a state into a row, or each sample into a row of its own."""
     if len(row.shape) == 0:
         indices = ops.reshape(row, (1, 1))
-        y = tree.map_structure(lambda leaf: leaf[None], y)
+        y = structure.map_leaves(lambda leaf: leaf[None], y)
     else:
         samples = ops.arange(0, ops.shape(row)[0], dtype="int32")
         indices = ops.stack([row, samples], axis=-1)
-    return tree.map_structure(
+    return structure.map_leaves(
         lambda rows, leaf: backend.scatter(rows, indices, leaf), buffer, y
     )
 
@@ -125,7 +125,7 @@ def write_row(buffer: Any, row: Any, y: Any) -> Any:
 def read_row(buffer: Any, row: Any) -> Any:
     """Reads a row, or for each sample a row of its own."""
     if len(row.shape) == 0:
-        return tree.map_structure(
+        return structure.map_leaves(
             lambda rows: ops.take(rows, row, axis=0), buffer
         )
 
@@ -134,4 +134,4 @@ def read_row(buffer: Any, row: Any) -> Any:
         index = ops.broadcast_to(index, (1, *ops.shape(rows)[1:]))
         return ops.take_along_axis(rows, index, axis=0)[0]
 
-    return tree.map_structure(leaf, buffer)
+    return structure.map_leaves(leaf, buffer)

@@ -1,11 +1,14 @@
 """The derivatives of the backend against hand-written ones."""
 
+import keras
 import numpy as np
 import pytest
 from helpers import compilations
 from helpers import numpy
+from keras import layers
 from keras import ops
 
+import keras_node
 from keras_node import backend
 
 
@@ -85,3 +88,45 @@ def test_scatter_writes_rows(how):
 
     out = numpy(compilations()[how](run)(ops.zeros((3, 2))))
     np.testing.assert_array_equal(out, [[5, 5], [1, 1], [5, 5]])
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="compiled, all of it is"
+)
+def test_what_is_recorded_does_what_the_network_does():
+    from keras_node.backend import torch_trace
+
+    class Gain(layers.Layer):
+        factor = 1.0
+
+        def call(self, x):
+            return self.factor * x
+
+    def solved(block):
+        return numpy(block(x))
+
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
+    dense = layers.Dense(4, activation="tanh")
+    network = keras.Sequential([dense, layers.LayerNormalization()])
+    block = keras_node.ODEBlock(network, solver="rk4")
+    first = solved(block)
+    for _ in range(torch_trace._CALLS_BEFORE // 40 + 1):
+        again = solved(block)
+    graphs = torch_trace._graphs[network]
+    assert any(callable(graph) for graph in graphs.values())
+    np.testing.assert_array_equal(again, first)
+    # What changes in the network, changes: values, functions, dtypes, shapes.
+    dense.kernel.assign(2 * dense.kernel)
+    second = solved(block)
+    assert np.abs(second - first).max() > 1e-2
+    dense.activation = keras.activations.sigmoid
+    assert np.abs(solved(block) - second).max() > 1e-2
+    assert block(np.concatenate([x, x])).shape == (6, 4)
+    # A layer of a user's is not recorded: who knows what it reads.
+    gain = Gain()
+    block = keras_node.ODEBlock([gain, layers.Dense(4)], solver="rk4")
+    for _ in range(torch_trace._CALLS_BEFORE // 40 + 1):
+        first = solved(block)
+    gain.factor = -1.0
+    assert np.abs(solved(block) - first).max() > 1e-2
+    assert block.dynamics not in torch_trace._graphs

@@ -5,7 +5,6 @@ from typing import Any
 
 import keras
 from keras import ops
-from keras import tree
 
 from keras_node import backend
 from keras_node import checks
@@ -79,7 +78,7 @@ class BacksolveAdjoint(Adjoint):
             dy, (vjp_y, vjp_params) = backend.vjp(
                 lambda y, params: f(t, y, params), (y, params), adj_y
             )
-            minus = tree.map_structure(ops.negative, (vjp_y, vjp_params))
+            minus = structure.map_leaves(ops.negative, (vjp_y, vjp_params))
             return dy, *minus
 
         def back(start, end, state, expected):
@@ -138,7 +137,7 @@ def _astray(y: Any, start: Any, expected: Any) -> Any:
     spoils the gradient in proportion; solves of practice come to a few per
     cent, failed ones to many powers of ten.
     """
-    gap = structure.rms_norm(tree.map_structure(ops.subtract, y, expected))
+    gap = structure.rms_norm(structure.map_leaves(ops.subtract, y, expected))
     size = structure.larger(
         structure.rms_norm(start), structure.rms_norm(expected)
     )

@@ -29,6 +29,11 @@ One module per framework, each with the same functions:
 `same_draws()`
     Makes context managers in which random draws without a seed of Keras's are
     the same each time, and leave no trace outside.
+
+`traced(f, owner, key)`
+    A pure function of tensors, `f`, that may be recorded: then it is no more
+    than the operations of its first calls. It is determined by `key` and the
+    object `owner`.
 """
 
 import importlib
@@ -47,3 +52,4 @@ set_item = _framework.set_item
 get_item = _framework.get_item
 value = _framework.value
 same_draws = _framework.same_draws
+traced = _framework.traced

@@ -12,6 +12,8 @@ from keras import tree
 # Keras has no public way to tell.
 from keras.src.backend import in_symbolic_scope
 
+from keras_node.backend.torch_trace import traced as traced
+
 
 def vjp(f: Callable, args: tuple, cotangent: Any) -> tuple[Any, tuple]:
     inputs = [x.detach().requires_grad_() for x in tree.flatten(args)]
