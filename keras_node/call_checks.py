@@ -15,7 +15,9 @@ from keras_node import backend
 
 
 def not_symbolic(name: str, value: Any) -> None:
-    if isinstance(value, keras.KerasTensor):
+    # On PyTorch Keras tries tensors without values first to build a model.
+    no_values = getattr(value, "is_meta", False)
+    if no_values or isinstance(value, keras.KerasTensor):
         raise ValueError(
             f"`{name}` must have values: only a layer as a whole can be called "
             f"on a symbolic tensor. Received: {name}={value!r}"
@@ -35,23 +37,41 @@ def flag(name: str, value: Any) -> bool:
 
 def shapes(name: str, value: Any) -> list[tuple]:
     """The shapes of inputs, of one tensor or of a list of them."""
-    one = _is_shape(value)
-    several = [value] if one else value
+    several = [value] if value and _is_shape(value) else value
     if isinstance(several, (list, tuple)) and all(map(_is_shape, several)):
-        if several:
-            return [tuple(shape) for shape in several]
+        if several and several[0]:
+            return [tuple(one) for one in several]
     raise ValueError(
         f"`{name}` must be a tensor of shape `(batch, ...)` or a list of "
         f"tensors. Received: shape {value!r}"
     )
 
 
-def _is_shape(value: Any) -> bool:
-    return (
-        isinstance(value, (list, tuple))
-        and len(value) > 0
-        and all(n is None or isinstance(n, numbers.Integral) for n in value)
+def shape(name: str, value: Any) -> tuple:
+    """The shape of an input that is one tensor."""
+    if value and _is_shape(value):
+        return tuple(value)
+    raise ValueError(
+        f"`{name}` must be one tensor of shape `(batch, ...)`. "
+        f"Received: shape {value!r}"
     )
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(
+        n is None or isinstance(n, numbers.Integral) for n in value
+    )
+
+
+def time_and_tensor(name: str, value: Any) -> tuple[tuple, tuple]:
+    """The shapes of a time for each sample, and of a tensor."""
+    t, y = pair(name, shapes(name, value))
+    if len(t) > 1 and t[-1] not in (1, None):
+        raise ValueError(
+            f"`{name}` must be a list `[t, y]` with `t` of shape "
+            f"`(batch, ..., 1)`. Received: shapes {t} and {y}"
+        )
+    return t, y
 
 
 def pair(name: str, value: Any) -> tuple[Any, Any]:

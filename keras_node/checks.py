@@ -33,6 +33,12 @@ def positive_float(name: str, value: Any) -> float:
     )
 
 
+def factor(name: str, value: Any) -> float:
+    if _real(value) == 0 == value:
+        return 0.0
+    return positive_float(name, value)
+
+
 def positive_int(name: str, value: Any) -> int:
     """What an int32 tensor holds."""
     integer = isinstance(value, numbers.Integral)

@@ -2,8 +2,9 @@
 
 The energy of each sample is one more entry of the state, `de/dt = |f|^2` with
 `e(t0) = 0`, and so every solver and every adjoint has it (Finlay et al., 2020,
-https://arxiv.org/abs/2002.02798, section 4). It has no say in the steps: the
-state comes out as it would without, for the same evaluations of `f`.
+https://arxiv.org/abs/2002.02798, section 4). Where time runs backwards it is
+`-|f|^2`: energy is positive. It has no say in the steps: the state comes out as
+it would without, for the same evaluations of `f`.
 """
 
 from collections.abc import Callable
@@ -21,15 +22,16 @@ def start(y0: Any) -> tuple[Any, Any]:
     return y0, ops.zeros(ops.shape(y0)[:1], dtype=y0.dtype)
 
 
-def along(f: Callable) -> Callable:
+def along(f: Callable, forwards: bool) -> Callable:
     """The right-hand side of both."""
+    sign = 1.0 if forwards else -1.0
 
     def augmented(t, state, params, frozen):
         y, _ = state
         dy = f(t, y, params, frozen)
         squares = ops.square(dy)[..., None]  # PyTorch sums all over no axes
         axes = tuple(range(1, len(squares.shape)))
-        return dy, ops.sum(squares, axis=axes)
+        return dy, sign * ops.sum(squares, axis=axes)
 
     return augmented
 

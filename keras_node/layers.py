@@ -8,6 +8,8 @@ from keras import ops
 from keras_node import call_checks
 from keras_node import checks
 
+__all__ = ["Augment", "ConcatSquash", "ConcatTime"]
+
 
 @keras.saving.register_keras_serializable(package="keras_node")
 class ConcatTime(keras.layers.Layer):
@@ -55,7 +57,7 @@ class ConcatTime(keras.layers.Layer):
         self.axis = checks.channel_axis("axis", axis)
 
     def build(self, inputs_shape: list) -> None:
-        shape = _shape_of_second(inputs_shape)
+        _, shape = call_checks.time_and_tensor("inputs", inputs_shape)
         checks.channel_axis("axis", self.axis, shape)
 
     def call(self, inputs: Any) -> Any:
@@ -64,7 +66,7 @@ class ConcatTime(keras.layers.Layer):
         return ops.concatenate([y, channel + _of_rank(t, y)], axis=self.axis)
 
     def compute_output_shape(self, inputs_shape: list) -> tuple:
-        shape = _shape_of_second(inputs_shape)
+        _, shape = call_checks.time_and_tensor("inputs", inputs_shape)
         return _widened(shape, 1, self.axis)
 
     def get_config(self) -> dict[str, Any]:
@@ -113,7 +115,7 @@ class ConcatSquash(keras.layers.Wrapper):
         super().__init__(checks.network("layer", layer), **kwargs)
 
     def build(self, inputs_shape: list) -> None:
-        shape = _shape_of_second(inputs_shape)
+        _, shape = call_checks.time_and_tensor("inputs", inputs_shape)
         super().build(shape)
         channels = self.layer.compute_output_shape(shape)[-1]
         self.scale = self.add_weight(shape=(channels,), name="scale")
@@ -129,7 +131,7 @@ class ConcatSquash(keras.layers.Wrapper):
         return x * ops.sigmoid(self.scale * t + self.gate) + self.shift * t
 
     def compute_output_shape(self, inputs_shape: list) -> tuple:
-        shape = _shape_of_second(inputs_shape)
+        _, shape = call_checks.time_and_tensor("inputs", inputs_shape)
         return self.layer.compute_output_shape(shape)
 
 
@@ -181,7 +183,9 @@ class Augment(keras.layers.Layer):
         self.axis = checks.channel_axis("axis", axis)
 
     def build(self, inputs_shape: tuple) -> None:
-        checks.channel_axis("axis", self.axis, inputs_shape)
+        checks.channel_axis(
+            "axis", self.axis, call_checks.shape("inputs", inputs_shape)
+        )
 
     def call(self, inputs: Any) -> Any:
         shape = list(ops.shape(inputs))
@@ -190,7 +194,9 @@ class Augment(keras.layers.Layer):
         return ops.concatenate([inputs, zeros], axis=self.axis)
 
     def compute_output_shape(self, inputs_shape: tuple) -> tuple:
-        return _widened(inputs_shape, self.dims, self.axis)
+        return _widened(
+            call_checks.shape("inputs", inputs_shape), self.dims, self.axis
+        )
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "dims": self.dims, "axis": self.axis}
@@ -207,10 +213,3 @@ def _widened(shape: tuple, by: int, axis: int) -> tuple:
     if shape[axis] is not None:
         shape[axis] += by
     return tuple(shape)
-
-
-def _shape_of_second(inputs_shape: list) -> tuple:
-    _, shape = call_checks.pair(
-        "inputs", call_checks.shapes("inputs", inputs_shape)
-    )
-    return shape

@@ -59,18 +59,18 @@ class ODEBlock(keras.layers.Layer):
         time_dependent: Boolean, whether `dynamics` is called with the time,
             as a tensor of shape `(batch, ..., 1)`: that of the state, but for
             its last axis. Defaults to `False`.
-        kinetic_regularizer: Positive float, or `None`. The factor of a
-            penalty on the kinetic energy of the solve, the integral of
-            `|dynamics(y)|^2` from `t0` to `t1`, summed over a sample and
-            averaged over the batch, which `add_loss` adds to the loss. It
-            makes the dynamics simpler to solve. Defaults to `None`.
+        kinetic_regularizer: Float, or `None` for 0. The factor of a penalty
+            on the kinetic energy of the solve, the integral of
+            `|dynamics(y)|^2` between `t0` and `t1`, summed over a sample and
+            averaged over the batch, which `add_loss` adds to the loss in each
+            call. It makes the dynamics simpler to solve. Defaults to `None`.
         **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
 
     Call arguments:
         inputs: Float tensor of shape `(batch, ...)`, the state at `t0`, or a
             list `[y0, u, ...]` with context `u, ...`: tensors of any shape
             and dtype that every evaluation of `dynamics` gets. Gradients flow
-            to those of floats.
+            to those of floats; others `dynamics` must cast.
         t_eval: Tensor of shape `(T,)`, times to report in place of the
             layer's own. In compiled code, the state at a time outside `t_span`
             is NaN.
@@ -148,7 +148,7 @@ class ODEBlock(keras.layers.Layer):
         self.time_dependent = checks.boolean("time_dependent", time_dependent)
         self.kinetic_regularizer = kinetic_regularizer
         if kinetic_regularizer is not None:
-            self.kinetic_regularizer = checks.positive_float(
+            self.kinetic_regularizer = checks.factor(
                 "kinetic_regularizer", kinetic_regularizer
             )
         if self.adjoint.checkpoints and not self.solver.records:
@@ -184,10 +184,11 @@ class ODEBlock(keras.layers.Layer):
         if self.observer is not None:
             self.observer.update(solution)
         solution.check()
-        if self.kinetic_regularizer is not None:
+        if self.kinetic_regularizer:
             energy = solution.integral
             size = ops.cast(ops.maximum(ops.shape(energy)[0], 1), energy.dtype)
-            self.add_loss(self.kinetic_regularizer * ops.sum(energy) / size)
+            loss = self.kinetic_regularizer * ops.sum(energy) / size
+            self.add_loss(ops.cast(loss, keras.config.floatx()))
         if t_eval is None and self.t_eval is None:
             output = solution.y1
         else:
@@ -255,10 +256,10 @@ class ODEBlock(keras.layers.Layer):
             frozen=field.frozen,
             t_eval=times,
         )
-        if self.kinetic_regularizer is None:
+        if not self.kinetic_regularizer:
             return solve(f=field, y0=y0)
         solution = solve(
-            f=kinetic_energy.along(field),
+            f=kinetic_energy.along(field, self.t_span[1] > self.t_span[0]),
             y0=kinetic_energy.start(y0),
             norm=kinetic_energy.norm_without(self.solver),
         )

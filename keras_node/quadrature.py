@@ -40,7 +40,7 @@ def add_step(
     nodes, weights = np.polynomial.legendre.leggauss(size)
     nodes = ops.convert_to_tensor((1 + nodes) / 2, step.dt.dtype)
     weights = ops.convert_to_tensor(weights / 2, step.dt.dtype)
-    num_evals = ops.where(accept, size, 0)
+    num_evals = size * ops.cast(accept, "int32")
 
     def add(i, integral):
         theta = ops.take(nodes, i)

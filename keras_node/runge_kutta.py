@@ -94,11 +94,8 @@ class RungeKutta(Method):
             (state,),
         )
         finite = structure.all_finite(state.y, self.per_sample)
-        status = ops.where(
-            ops.logical_or(finite, state.status != Status.SUCCESS),
-            state.status,
-            int(Status.NON_FINITE),
-        )
+        ended = ops.logical_or(finite, state.status != Status.SUCCESS)
+        status = state.status + _if(ops.logical_not(ended), Status.NON_FINITE)
         success = ops.equal(status, int(Status.SUCCESS))
         end = ops.convert_to_tensor(t1, dtype)
         trajectory, ys = state.trajectory, state.ys
@@ -162,7 +159,7 @@ class RungeKutta(Method):
             num_evals=count + num_evals + more,
             num_steps=count,
             num_accepted=count,
-            status=count + ops.where(broken, int(Status.NON_FINITE), 0),
+            status=count + _if(broken, Status.NON_FINITE),
             ys=ys,
             num_reported=count,
             integral=integral,
@@ -185,6 +182,8 @@ class RungeKutta(Method):
         num_evals = len(step.slopes) - (1 if carries else 0)
         # Judge.
         good, finite, next_dt = self._judge(state, dt, step, task.norm)
+        # Keras makes numbers, and PyTorch then the result, of type `floatx`.
+        next_dt = ops.cast(next_dt, dt.dtype)
         accept = ops.logical_and(going, good)
         # Commit. The last step ends at the end, not near it.
         state = self._record(task, state, accept, dt, step)
@@ -252,6 +251,11 @@ class RungeKutta(Method):
         )
         status = ops.where(t + next_dt <= t, cause, spent)
         return ops.cast(ops.where(going, status, 0), "int32")
+
+
+def _if(condition: Any, status: Status) -> Any:
+    # In int32, which not every `where` of two integers is.
+    return int(status) * ops.cast(condition, "int32")
 
 
 def _going(state: _State, span: Any) -> Any:

@@ -53,7 +53,7 @@ BAD = {
     "checkpoints": COUNTS,
     "per_sample": FLAGS,
     "time_dependent": FLAGS,
-    "kinetic_regularizer": NUMBERS,
+    "kinetic_regularizer": NUMBERS[1:],
     "dims": COUNTS,
     "axis": (0, 1.0, NAN, "1", True, [1], np.array(1), int),
     "dynamics": NETWORKS,
@@ -96,7 +96,7 @@ GOOD = {
     "checkpoints": (1, np.int64(7), 2**31 - 1),
     "per_sample": (True, False),
     "time_dependent": (True, False),
-    "kinetic_regularizer": (None, *EDGES),
+    "kinetic_regularizer": (None, 0, *EDGES),
     "dims": (1, np.int64(7), 2**31 - 1),
     "axis": (1, -1, np.int64(-2), 5),
     "t_span": ((1, 0), [0, 1e30], np.array([-1e30, 1e30]), (1, 1 + 1e-12)),
@@ -317,16 +317,19 @@ def test_bad_symbolic_values_are_refused():
         (keras_node.layers.ConcatTime(), [X, X, X]),
         (keras_node.layers.ConcatSquash(layers.Dense(4)), X),
         (keras_node.layers.ConcatSquash(layers.Dense(4)), [X]),
+        (keras_node.layers.ConcatTime(), [X, X[:, :1]]),
+        (keras_node.layers.Augment(2), [X, X]),
     ],
 )
-def test_layers_of_time_want_a_pair(layer, inputs):
+def test_layers_want_their_inputs(layer, inputs):
     assert_refused("inputs", layer, inputs)
 
 
 def test_an_axis_must_be_one_of_the_input():
     for axis in (2, -2, -3):
         assert_refused("axis", keras_node.layers.Augment(1, axis=axis), X)
-        assert_refused("axis", keras_node.layers.ConcatTime(axis), [X, X])
+        concat = keras_node.layers.ConcatTime(axis)
+        assert_refused("axis", concat, [X[:, :1], X])
 
 
 def test_inputs_must_be_as_many_as_the_block_was_built_for():

@@ -389,16 +389,20 @@ def test_mixed_precision_trains_as_full_precision_does(solver, adjoint):
 
 @pytest.mark.parametrize("solver", solvers.ALL)
 def test_kinetic_energy_is_the_integral_of_the_squared_slope(solver):
-    # y' = -2 y, and so the energy of y0 is y0^2 (1 - e^-4).
+    # y' = -2 y, and so the energy of y0 is y0^2 (1 - e^-4); back in time, for
+    # y' = 2 y, the same.
     per_sample = "per_sample" in solvers.get(solver).get_config()
     choices = [accurate(solver, 1e-5)]
     if per_sample:
         choices.append(accurate(solver, 1e-5, per_sample=True))
     x = normal(6, 2, 3)
     for chosen in choices:
-        plain = keras_node.ODEBlock(Linear((-2.0,)), solver=chosen)
+        field, span = Linear((-2.0,)), (0.0, 1.0)
+        if chosen.per_sample:
+            field, span = Linear((2.0,)), (1.0, 0.0)
+        plain = keras_node.ODEBlock(field, span, solver=chosen)
         block = keras_node.ODEBlock(
-            Linear((-2.0,)), solver=chosen, kinetic_regularizer=0.5
+            field, span, solver=chosen, kinetic_regularizer=0.5
         )
         solution, without = numpy((block.solve(x), plain.solve(x)))
         exact = np.sum(x**2, axis=(1, 2)) * (1 - np.exp(-4))
@@ -443,6 +447,39 @@ def test_kinetic_regularizer_adds_the_energy_to_the_loss(solver, adjoint):
     np.testing.assert_allclose(moved, k - rate * slope, rtol=1e-3)
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="Keras tries no such device"
+)
+def test_nothing_is_solved_where_there_are_no_values():
+    """Keras on PyTorch builds a model on the device "meta", if it can.
+
+    Beside a state that has values, context from there would come out as
+    whatever is in memory.
+    """
+    block = keras_node.ODEBlock(Linear((-1.0, 1.0)), solver="tsit5")
+    state = ops.ones((8, 1))
+    block([state, state])
+    for inputs in ([state, state.to("meta")], [state.to("meta"), state]):
+        with pytest.raises(ValueError, match="have values"):
+            block.solve(inputs)
+
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.ode = block
+
+        def call(self, u):
+            return self.ode([ops.ones((8, 1)), u])
+
+    model = Model()
+    model.compile("sgd", "mse")
+    u = np.full((8, 1), 2.0, "float32")
+    assert np.isfinite(model.evaluate(u, u, verbose=0))
+    np.testing.assert_allclose(
+        model.predict(u, verbose=0), 2 - np.exp([[-1]] * 8), rtol=1e-3
+    )
+
+
 @slow_on("jax")
 def test_every_adjoint_takes_context_and_energy_where_samples_step_alone():
     for adjoint in adjoints.ALL:
@@ -469,3 +506,37 @@ def test_every_adjoint_takes_context_and_energy_where_samples_step_alone():
             atol=1e-4,
             err_msg=adjoint,
         )
+
+
+@slow_on("jax")
+def test_the_default_float_may_be_of_another_type():
+    """Keras makes numbers of that type, and of integers int64 with float64."""
+    x = normal(6, 4)
+    keras.config.set_floatx("float64")
+    try:
+        for name, adjoint in [*ADJOINTS, ("rk4", "gauss")]:
+            for dtype in ("float32", "float64"):
+                block = keras_node.ODEBlock(
+                    layers.Dense(4, activation="tanh", dtype=dtype),
+                    t_eval=[0.5, 1.0],
+                    solver=name,
+                    adjoint=adjoint,
+                    kinetic_regularizer=0.1,
+                    dtype=dtype,
+                )
+                block.build((None, 4))
+
+                def solve(y0, block=block):
+                    solution = block.solve(y0)
+                    return solution.ys, ops.sum(solution.integral)
+
+                y0 = ops.convert_to_tensor(x, dtype)
+                (ys, _), (adj_y0,) = backend.vjp(
+                    solve,
+                    (y0,),
+                    (ops.ones((2, 6, 4), dtype), ops.ones((), dtype)),
+                )
+                assert keras.backend.standardize_dtype(ys.dtype) == dtype
+                assert np.isfinite(numpy(adj_y0)).all()
+    finally:
+        keras.config.set_floatx("float32")
