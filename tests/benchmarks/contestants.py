@@ -1,0 +1,747 @@
+"""One step of a work by one contestant, in a process of its own.
+
+    python contestants.py WORK CONTESTANT
+
+builds the step, runs it once (that compiles it), prints what came out as a
+line of JSON, and then, for each line that it reads, runs it for a while and
+prints the seconds of a step. `speed.py` talks to several of these in turn.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import functools
+import importlib
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+# The framework of a contestant, and whether XLA compiles it.
+WAYS = {
+    "jax": ("jax", True),
+    "tf": ("tensorflow", False),
+    "tf-jit": ("tensorflow", True),
+    "torch": ("torch", False),
+}
+DIGITS = Path(__file__).parents[2] / "examples/data/mnist-first-1500.npz"
+
+
+class Work(NamedTuple):
+    """A model with an ODE in it, for every framework."""
+
+    inputs: np.ndarray
+    params: list  # arrays
+    keras_weights: list  # the same, as Keras has them
+    before: Callable  # (xp, x, params) -> y0
+    field: Callable  # (xp, t, y, params) -> dy/dt
+    loss: Callable  # (xp, y1, params) -> scalar
+    model: Callable  # (arguments of the block) -> a Keras model
+    keras_loss: Callable  # what that returns -> the same scalar
+    t1: float = 1.0
+    tolerance: float = 1e-3
+    num_times: int = 0  # reported, instead of the end alone
+    gradient: bool = True
+
+
+# Frameworks, as far as they are needed here.
+
+
+def of_jax():
+    import jax
+    import jax.numpy as jnp
+
+    def group_norm(x, scale, shift, groups):
+        n, h, w, c = x.shape
+        x = x.reshape(n, h, w, groups, c // groups)
+        mean = x.mean((1, 2, 4), keepdims=True)
+        x = (x - mean) / jnp.sqrt(x.var((1, 2, 4), keepdims=True) + 1e-3)
+        return x.reshape(n, h, w, c) * scale + shift
+
+    def conv(x, kernel, bias):
+        dims = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=dims
+        )
+        return y + bias
+
+    return dict(
+        tanh=jnp.tanh,
+        relu=jax.nn.relu,
+        stack=functools.partial(jnp.stack, axis=-1),
+        mean=jnp.mean,
+        log_softmax=jax.nn.log_softmax,
+        group_norm=group_norm,
+        conv=conv,
+    )
+
+
+def of_tensorflow():
+    import tensorflow as tf
+
+    def group_norm(x, scale, shift, groups):
+        n, h, w, c = x.shape
+        x = tf.reshape(x, (n, h, w, groups, c // groups))
+        mean, var = tf.nn.moments(x, (1, 2, 4), keepdims=True)
+        x = (x - mean) * tf.math.rsqrt(var + 1e-3)
+        return tf.reshape(x, (n, h, w, c)) * scale + shift
+
+    return dict(
+        tanh=tf.tanh,
+        relu=tf.nn.relu,
+        stack=functools.partial(tf.stack, axis=-1),
+        mean=tf.reduce_mean,
+        log_softmax=tf.nn.log_softmax,
+        group_norm=group_norm,
+        conv=lambda x, kernel, bias: tf.nn.conv2d(x, kernel, 1, "SAME") + bias,
+    )
+
+
+def of_torch():
+    import torch
+    from torch.nn import functional
+
+    return dict(
+        tanh=torch.tanh,
+        relu=torch.relu,
+        stack=functools.partial(torch.stack, dim=-1),
+        mean=torch.mean,
+        log_softmax=functools.partial(functional.log_softmax, dim=-1),
+        # Channels come first, as everywhere in PyTorch.
+        group_norm=lambda x, scale, shift, groups: functional.group_norm(
+            x, groups, scale, shift, eps=1e-3
+        ),
+        conv=lambda x, kernel, bias: functional.conv2d(
+            x, kernel, bias, padding=1
+        ),
+    )
+
+
+class Framework:
+    """`xp`: the few functions that the works are made of."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.module = importlib.import_module(
+            {"jax": "jax.numpy"}.get(name, name)
+        )
+        makers = {"jax": of_jax, "tensorflow": of_tensorflow, "torch": of_torch}
+        vars(self).update(makers[name]())
+
+    def array(self, x: np.ndarray) -> Any:
+        x = np.ascontiguousarray(x, "float32")
+        if self.name == "torch":
+            return self.module.tensor(x)
+        if self.name == "jax":
+            return self.module.asarray(x)
+        return self.module.constant(x)
+
+
+# The works.
+
+
+def random(*shape, scale=1.0, seed=0):
+    numbers = np.random.default_rng(seed).normal(size=shape)
+    return (scale * numbers).astype("float32")
+
+
+def dense_params(*sizes):
+    for i, (m, n) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        yield random(m, n, scale=(2 / (m + n)) ** 0.5, seed=i)
+        yield np.zeros(n, "float32")
+
+
+def perceptron(xp, y, params):
+    for kernel, bias in zip(params[::2], params[1::2], strict=True):
+        y = xp.tanh(y @ kernel + bias)
+    return y
+
+
+def tutorial(framework, batch=128, width=20, **changes) -> Work:
+    """784-20, an ODE over 20-10-10-20, 20-10: the Lux.jl tutorial's network."""
+    with np.load(DIGITS) as data:
+        images = data["images"].reshape(-1, 784).astype("float32") / 255
+    labels = np.arange(batch) % 10
+    params = [
+        *dense_params(784, width),
+        *dense_params(width, 10, 10, width),
+        *dense_params(width, 10),
+    ]
+
+    def loss(xp, y, params):
+        kernel, bias = params[-2:]
+        logs = xp.log_softmax(y @ kernel + bias)
+        return -xp.mean(logs * xp.array(10 * np.eye(10)[labels]))
+
+    def model(**arguments):
+        import keras
+
+        import keras_node
+
+        return keras.Sequential(
+            [
+                keras.Input((784,)),
+                keras.layers.Dense(width, "tanh"),
+                keras_node.ODEBlock(
+                    [
+                        keras.layers.Dense(10, "tanh"),
+                        keras.layers.Dense(10, "tanh"),
+                        keras.layers.Dense(width, "tanh"),
+                    ],
+                    name="ode",
+                    **arguments,
+                ),
+                keras.layers.Dense(10),
+            ]
+        )
+
+    def keras_loss(y):
+        from keras import ops
+
+        targets = ops.convert_to_tensor(10 * np.eye(10, dtype="f")[labels])
+        return -ops.mean(ops.log_softmax(y) * targets)
+
+    return Work(
+        inputs=images[np.arange(batch) % len(images)],
+        params=params,
+        before=lambda xp, x, params: perceptron(xp, x, params[:2]),
+        field=lambda xp, t, y, params: perceptron(xp, y, params[2:-2]),
+        loss=loss,
+        keras_weights=params,
+        model=model,
+        keras_loss=keras_loss,
+        **changes,
+    )
+
+
+def ode_net(framework) -> Work:
+    """The block of Chen et al. for images, 64 filters on 7x7."""
+    first = framework == "torch"
+    y0 = random(128, 7, 7, 64)
+    params = [np.ones(64, "f"), np.zeros(64, "f")] * 2
+    params += [random(3, 3, 64, 64, scale=0.04, seed=i) for i in (1, 2)]
+    params += [np.zeros(64, "f")] * 2
+    order = [0, 1, 4, 6, 2, 3, 5, 7]  # as Keras has them
+    if first:
+        y0 = y0.transpose(0, 3, 1, 2)
+        params = [p.transpose(3, 2, 0, 1) if p.ndim == 4 else p for p in params]
+
+    def field(xp, t, y, params):
+        scale1, shift1, scale2, shift2, kernel1, kernel2, bias1, bias2 = params
+        y = xp.relu(xp.group_norm(y, scale1, shift1, 32))
+        y = xp.conv(y, kernel1, bias1)
+        y = xp.relu(xp.group_norm(y, scale2, shift2, 32))
+        return xp.conv(y, kernel2, bias2)
+
+    def model(**arguments):
+        import keras
+
+        import keras_node
+
+        if first:
+            keras.config.set_image_data_format("channels_first")
+        axis = 1 if first else -1
+        block = keras_node.ODEBlock(
+            [
+                layer
+                for _ in range(2)
+                for layer in (
+                    keras.layers.GroupNormalization(32, axis=axis),
+                    keras.layers.Activation("relu"),
+                    keras.layers.Conv2D(64, 3, padding="same"),
+                )
+            ],
+            name="ode",
+            **arguments,
+        )
+        return keras.Sequential([keras.Input(y0.shape[1:]), block])
+
+    def keras_weights():
+        # Keras keeps kernels in one order whatever the images'.
+        return [
+            params[i].transpose(2, 3, 1, 0)
+            if first and params[i].ndim == 4
+            else params[i]
+            for i in order
+        ]
+
+    return Work(
+        inputs=y0,
+        params=params,
+        keras_weights=keras_weights(),
+        before=lambda xp, x, params: x,
+        field=field,
+        loss=lambda xp, y, params: 0.5 * xp.mean(y * y),
+        model=model,
+        keras_loss=mean_square,
+    )
+
+
+def mean_square(y):
+    from keras import ops
+
+    return 0.5 * ops.mean(ops.square(y))
+
+
+def van_der_pol(framework) -> Work:
+    """256 oscillators, mu = 2, one cycle, 200 times: no gradient."""
+    y0 = np.stack([np.linspace(1.0, 3.0, 256), np.zeros(256)], axis=-1)
+
+    def field(xp, t, y, params):
+        x, v = y[:, 0], y[:, 1]
+        return xp.stack([v, 2.0 * (1 - x * x) * v - x])
+
+    def model(**arguments):
+        import keras
+
+        import keras_node
+
+        class VanDerPol(keras.layers.Layer):
+            def call(self, y):
+                x, v = y[:, 0], y[:, 1]
+                return keras.ops.stack([v, 2.0 * (1 - x * x) * v - x], axis=-1)
+
+        block = keras_node.ODEBlock(VanDerPol(), name="ode", **arguments)
+        return keras.Sequential([keras.Input((2,)), block])
+
+    return Work(
+        inputs=y0.astype("float32"),
+        params=[],
+        keras_weights=[],
+        before=lambda xp, x, params: x,
+        field=field,
+        loss=lambda xp, y, params: xp.mean(y * y),
+        model=model,
+        keras_loss=lambda y: 2 * mean_square(y),
+        t1=7.63,  # the period for mu = 2
+        tolerance=1e-5,
+        num_times=200,
+        gradient=False,
+    )
+
+
+def long_solve(framework) -> Work:
+    """2,000 steps for a state of (128, 32): a fast rotation."""
+    skew = random(32, 32)
+    kernel = (skew - skew.T) / 2
+
+    def model(**arguments):
+        import keras
+
+        import keras_node
+
+        layer = keras.layers.Dense(32, use_bias=False)
+        block = keras_node.ODEBlock(layer, name="ode", **arguments)
+        return keras.Sequential([keras.Input((32,)), block])
+
+    return Work(
+        inputs=random(128, 32),
+        params=[kernel],
+        keras_weights=[kernel],
+        before=lambda xp, x, params: x,
+        field=lambda xp, t, y, params: y @ params[0],
+        loss=lambda xp, y, params: 0.5 * xp.mean(y * y),
+        model=model,
+        keras_loss=mean_square,
+        t1=100.0,
+        tolerance=1e-6,
+    )
+
+
+WORKS = {
+    "tutorial": tutorial,
+    "fit": tutorial,
+    "conv": ode_net,
+    "loop": van_der_pol,
+    "long": long_solve,
+}
+
+
+# The contestants. Each takes a work and returns a step, a function that
+# returns the loss and, if the work has one, the gradient; and a function that
+# counts the evaluations of `f` in a forward solve.
+
+
+def differentiated(
+    way: str, loss: Callable, params: list, x: Any, gradient: bool
+) -> Callable:
+    """A step of `loss(params, x)`, compiled as the way has it."""
+    name, jit = WAYS[way]
+    if name == "jax":
+        import jax
+
+        step = jax.jit(jax.value_and_grad(loss) if gradient else loss)
+        return lambda: jax.block_until_ready(step(params, x))
+    if name == "tensorflow":
+        import tensorflow as tf
+
+        # What is constant would be computed once, in compiling.
+        variables, x = list(map(tf.Variable, params)), tf.Variable(x)
+
+        @tf.function(jit_compile=jit, autograph=False)
+        def step():
+            if not gradient:
+                return loss(variables, tf.convert_to_tensor(x))
+            with tf.GradientTape() as tape:
+                values = list(map(tf.convert_to_tensor, variables))
+                value = loss(values, tf.convert_to_tensor(x))
+            return value, tape.gradient(value, variables)
+
+        return step
+    import torch
+
+    params = [p.detach().requires_grad_(gradient) for p in params]
+
+    def step():
+        value = loss(params, x)
+        if gradient:
+            return value, torch.autograd.grad(value, params)
+        return value
+
+    return step
+
+
+def of_ours(work, way, solver, adjoint):
+    import keras
+    from keras import ops
+
+    from keras_node import solvers
+
+    name, jit = WAYS[way]
+    solver, *option = solver.split("+")
+    kwargs = {"rtol": work.tolerance, "atol": work.tolerance}
+    if option == ["per_sample"]:
+        kwargs["per_sample"] = True
+    elif option:
+        kwargs = {"num_steps": int(option[0])}
+    arguments = {"solver": solvers.get(solver, **kwargs), "adjoint": adjoint}
+    if work.num_times:
+        arguments["t_eval"] = np.linspace(0, work.t1, work.num_times)
+    if work.t1 != 1:
+        arguments["t_span"] = (0.0, work.t1)
+    model = work.model(**arguments)
+    model.set_weights(work.keras_weights)
+    x = ops.convert_to_tensor(work.inputs)
+    block = model.get_layer("ode")
+    below = keras.Sequential([keras.Input(x.shape[1:]), *model.layers[:1]])
+
+    def count():
+        y0 = x if model.layers[0] is block else below(x)
+        return int(np.max(ops.convert_to_numpy(block.solve(y0).num_evals)))
+
+    if name == "jax":
+        fixed = [v.value for v in model.non_trainable_variables]
+        params = [v.value for v in model.trainable_variables]
+
+        def loss(params, x):
+            y, _ = model.stateless_call(params, fixed, x, training=True)
+            return work.keras_loss(y)
+
+        return differentiated(way, loss, params, x, work.gradient), count
+    if name == "tensorflow":
+        import tensorflow as tf
+
+        variables = [v.value for v in model.trainable_variables]
+
+        @tf.function(jit_compile=jit, autograph=False)
+        def step(x):
+            if not work.gradient:
+                return work.keras_loss(model(x))
+            with tf.GradientTape() as tape:
+                loss = work.keras_loss(model(x, training=True))
+            return loss, tape.gradient(loss, variables)
+
+        return lambda: step(x), count
+    import torch
+
+    variables = [v.value for v in model.trainable_variables]
+
+    def step():
+        if not work.gradient:
+            with torch.no_grad():
+                return work.keras_loss(model(x))
+        loss = work.keras_loss(model(x, training=True))
+        return loss, torch.autograd.grad(loss, variables)
+
+    return step, count
+
+
+def of_fit(work, way, inner):
+    """An epoch of `fit`, 100 steps of 128 digits, as the README has it."""
+    import keras
+    import tensorflow as tf
+
+    _, jit = WAYS[way]
+    model = work.model(solver="tsit5", adjoint="discrete", rtol=1e-3, atol=1e-3)
+    if inner == "dense":
+        ode = model.get_layer("ode")
+        below, above = model.layers[0], model.layers[-1]
+        layers = [below, *ode.dynamics.layers, above]
+        model = keras.Sequential([keras.Input((784,)), *layers])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss, jit_compile=jit, steps_per_execution=10)
+    x = np.tile(work.inputs, (100, 1))
+    y = np.tile(np.arange(128) % 10, 100)
+    data = tf.data.Dataset.from_tensor_slices((x, y))
+    data = data.batch(128, drop_remainder=True).cache().prefetch(2)
+
+    def step():
+        return model.fit(data, shuffle=False, verbose=0).history["loss"][-1]
+
+    return step, lambda: 0  # not counted
+
+
+def of_peer(work, way, integrate, count):
+    """`integrate(y0, params)` returns the state, or the states at the times."""
+    xp = Framework(WAYS[way][0])
+    x, params = xp.array(work.inputs), list(map(xp.array, work.params))
+
+    def loss(params, x):
+        y = integrate(xp, work.before(xp, x, params), params)
+        return work.loss(xp, y, params)
+
+    step = differentiated(way, loss, params, x, work.gradient)
+    return step, functools.partial(
+        count, xp, work.before(xp, x, params), params
+    )
+
+
+def of_diffrax(work, way, solver, adjoint):
+    import diffrax
+    import jax
+    import jax.numpy as jnp
+
+    calls = 0
+
+    def called():
+        nonlocal calls
+        calls += 1
+
+    def integrate(xp, y0, params, field=work.field):
+        times = {"ts": jnp.linspace(0.0, work.t1, work.num_times)}
+        saveat = times if work.num_times else {"t1": True}
+        kind = getattr(diffrax, adjoint)
+        ys = diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, y, args: field(xp, t, y, args)),
+            getattr(diffrax, solver.capitalize())(),
+            0.0,
+            work.t1,
+            None,
+            y0,
+            params,
+            saveat=diffrax.SaveAt(**saveat),
+            adjoint=kind(),
+            stepsize_controller=diffrax.PIDController(
+                rtol=work.tolerance, atol=work.tolerance
+            ),
+            max_steps=4096,
+        ).ys
+        return ys if work.num_times else ys[0]
+
+    def count(xp, y0, params):
+        def counting(xp, t, y, args):
+            jax.debug.callback(called)
+            return work.field(xp, t, y, args)
+
+        solve = functools.partial(integrate, xp, field=counting)
+        jax.block_until_ready(jax.jit(solve)(y0, params))
+        jax.effects_barrier()
+        return calls
+
+    return of_peer(work, way, integrate, count)
+
+
+def of_torchdiffeq(work, way, solver, adjoint):
+    import torch
+    import torchdiffeq
+
+    class Field(torch.nn.Module):
+        def __init__(self, xp, params):
+            super().__init__()
+            self.xp, self.values, self.calls = xp, params, 0
+
+        def forward(self, t, y):
+            self.calls += 1
+            return work.field(self.xp, t, y, self.values)
+
+    def solve(field, y0):
+        times = torch.linspace(0, work.t1, work.num_times or 2)
+        options = {"rtol": work.tolerance, "atol": work.tolerance}
+        odeint = getattr(torchdiffeq, adjoint)
+        if adjoint == "odeint_adjoint":
+            options["adjoint_params"] = tuple(field.values)
+        ys = odeint(field, y0, times, method=solver, **options)
+        return ys if work.num_times else ys[-1]
+
+    def count(xp, y0, params):
+        field = Field(xp, params)
+        solve(field, y0)
+        return field.calls
+
+    return of_peer(
+        work,
+        way,
+        lambda xp, y0, params: solve(Field(xp, params), y0),
+        count,
+    )
+
+
+def of_torchode(work, way, solver, adjoint):
+    import torch
+    import torchode
+
+    def solve(xp, y0, params):
+        term = torchode.ODETerm(lambda t, y: work.field(xp, t, y, params))
+        method = torchode.interface.METHODS[solver](term=term)
+        controller = torchode.IntegralController(
+            work.tolerance, work.tolerance, term=term
+        )
+        adjoint = torchode.AutoDiffAdjoint(method, controller)
+        times = torch.linspace(0, work.t1, work.num_times or 2)
+        times = times.expand(len(y0), -1)
+        problem = torchode.InitialValueProblem(y0, t_eval=times)
+        return adjoint.solve(problem, term)
+
+    def count(xp, y0, params):
+        return int(solve(xp, y0, params).stats["n_f_evals"].max())
+
+    return of_peer(
+        work, way, lambda *args: solve(*args).ys.transpose(0, 1), count
+    )
+
+
+def of_tfp(work, way, solver, adjoint):
+    import tensorflow as tf
+    from tensorflow_probability.python.math import ode
+
+    times = [work.t1]
+    if work.num_times:
+        times = np.linspace(0, work.t1, work.num_times).tolist()
+
+    def solve(xp, y0, params):
+        names = [f"p{i}" for i in range(len(params))]
+
+        def field(t, y, **constants):
+            return work.field(xp, t, y, [constants[n] for n in names])
+
+        return ode.DormandPrince(
+            rtol=work.tolerance, atol=work.tolerance
+        ).solve(
+            field,
+            0.0,
+            y0,
+            solution_times=tf.constant(times, tf.float32),
+            constants=dict(zip(names, params, strict=True)),
+        )
+
+    def count(xp, y0, params):
+        # It leaves out the first one.
+        diagnostics = solve(xp, y0, params).diagnostics
+        return int(diagnostics.num_ode_fn_evaluations) + 1
+
+    def integrate(xp, y0, params):
+        states = solve(xp, y0, params).states
+        return states if work.num_times else states[-1]
+
+    return of_peer(work, way, integrate, count)
+
+
+def of_floor(work, way, forward, backward):
+    """`f`, and its derivative, as often as ours: no solver at all."""
+    forward, backward = int(forward), int(backward)
+    xp = Framework(WAYS[way][0])
+
+    def evaluate(y, params):
+        return work.field(xp, 0.0, y, params)
+
+    def chain(y0, params):
+        y = y0
+        for _ in range(forward):
+            y = y + 0.01 * evaluate(y, params)
+        return y
+
+    x, params = xp.array(work.inputs), list(map(xp.array, work.params))
+    # The cotangent of the state goes back through `backward` derivatives, each
+    # taken where a solver would: the chain rule of a chain of that length,
+    # beside a chain of `forward` that nothing is kept of.
+    if xp.name == "jax":
+        import jax
+
+        stop = jax.lax.stop_gradient
+    elif xp.name == "tensorflow":
+        stop = xp.module.stop_gradient
+    else:
+
+        def stop(y):
+            return y.detach()
+
+    def loss(params, x):
+        y0 = work.before(xp, x, params)
+        end = stop(chain(stop(y0), [stop(p) for p in params]))
+        y = y0
+        for _ in range(backward):
+            y = y + 0.01 * evaluate(y, params)
+        return work.loss(xp, y + 0 * end, params)
+
+    step = differentiated(way, loss, params, x, work.gradient)
+    return step, lambda: forward
+
+
+MAKERS = {
+    "ours": of_ours,
+    "diffrax": of_diffrax,
+    "torchdiffeq": of_torchdiffeq,
+    "torchode": of_torchode,
+    "tfp": of_tfp,
+    "floor": of_floor,
+    "fit": of_fit,
+}
+
+
+def first(result: Any) -> float:
+    value = result[0] if isinstance(result, tuple) else result
+    return float(value.detach() if hasattr(value, "detach") else value)
+
+
+def serve(work_name: str, contestant: str) -> None:
+    library, way, *choice = contestant.split()
+    framework, _ = WAYS[way]
+    os.environ["KERAS_BACKEND"] = framework
+    if framework == "torch":
+        import torch
+
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+    name, *numbers = work_name.split(":")
+    work = WORKS[name](framework, *map(int, numbers))
+    before = peak()
+    step, count = MAKERS[library](work, way, *choice)
+    start = time.perf_counter()
+    loss = first(step())
+    compiled = time.perf_counter() - start
+    step()
+    grown = peak() - before
+    report = {"loss": loss, "compile": compiled, "MB": grown, "evals": count()}
+    print(json.dumps(report), flush=True)
+    for line in sys.stdin:
+        budget, times = float(line), []
+        while sum(times) < budget or len(times) < 3:
+            start = time.perf_counter()
+            first(step())
+            times.append(time.perf_counter() - start)
+        print(json.dumps(statistics.median(times)), flush=True)
+
+
+def peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    serve(*sys.argv[1:])
