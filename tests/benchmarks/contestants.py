@@ -732,7 +732,7 @@ def serve(work_name: str, contestant: str) -> None:
     print(json.dumps(report), flush=True)
     for line in sys.stdin:
         budget, times = float(line), []
-        while sum(times) < budget or len(times) < 3:
+        while sum(times) < budget:
             start = time.perf_counter()
             first(step())
             times.append(time.perf_counter() - start)
