@@ -715,10 +715,6 @@ def serve(work_name: str, contestant: str) -> None:
     library, way, *choice = contestant.split()
     framework, _ = WAYS[way]
     os.environ["KERAS_BACKEND"] = framework
-    if framework == "torch":
-        import torch
-
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     name, *numbers = work_name.split(":")
     work = WORKS[name](framework, *map(int, numbers))
     before = peak()
