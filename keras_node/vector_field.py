@@ -14,8 +14,6 @@ from keras_node import backend
 from keras_node import call_checks
 from keras_node import structure
 
-_OWN = ("keras.src.", "keras_node.layers")
-
 
 def arguments(t: Any, y: Any, context: Sequence, time_dependent: bool) -> Any:
     """What `dynamics` is called with: `y`, or a list of what there is."""
@@ -73,9 +71,8 @@ class VectorField:
         with AutocastScope(None):
             self._dtypes = [v.dtype for v in self._trainable]
         self._call = self._pure
-        makeup = _makeup(dynamics)
-        if makeup is not None and not random:
-            key = (training, time_dependent, dtype, makeup)
+        if not random:
+            key = (training, time_dependent, dtype)
             self._call = backend.traced(self._pure, dynamics, key)
         self._context = context
         self._differentiable = [
@@ -141,33 +138,6 @@ class VectorField:
         if (self._training and self._frozen) or self._adds_losses:
             t = ops.convert_to_tensor(t, y.dtype)
             self._evaluate(t, y, self._context)
-
-
-def _makeup(layer: keras.layers.Layer) -> tuple | None:
-    """What determines a layer that is made of Keras's own, which do the same
-    in each call; `None` for others.
-
-    One of a user's may read what changes between two calls, and a loss that is
-    added in a call would be lost.
-    """
-    layers = layer._flatten_layers()
-    functions = []
-    for inner in layers:
-        functions += [
-            value
-            for name, value in vars(inner).items()
-            if name.endswith("activation") and value is not None
-        ]
-        if (
-            not type(inner).__module__.startswith(_OWN)
-            or isinstance(inner, keras.layers.Lambda)
-            or inner.activity_regularizer is not None
-        ):
-            return None
-    modules = (getattr(x, "__module__", type(x).__module__) for x in functions)
-    if not all(module.startswith(_OWN) for module in modules):
-        return None
-    return tuple(map(id, [*functions, *layer.variables]))
 
 
 def _values(variables: list) -> list:

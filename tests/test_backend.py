@@ -107,7 +107,8 @@ def test_what_is_recorded_does_what_the_network_does():
 
     x = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
     dense = layers.Dense(4, activation="tanh")
-    network = keras.Sequential([dense, layers.LayerNormalization()])
+    norm = layers.LayerNormalization()
+    network = keras.Sequential([dense, norm])
     block = keras_node.ODEBlock(network, solver="rk4")
     first = solved(block)
     for _ in range(torch_trace._CALLS_BEFORE // 40 + 1):
@@ -121,6 +122,9 @@ def test_what_is_recorded_does_what_the_network_does():
     assert np.abs(second - first).max() > 1e-2
     dense.activation = keras.activations.sigmoid
     assert np.abs(solved(block) - second).max() > 1e-2
+    third = solved(block)
+    norm.epsilon = 1.0
+    assert np.abs(solved(block) - third).max() > 1e-2
     assert block(np.concatenate([x, x])).shape == (6, 4)
     # A layer of a user's is not recorded: who knows what it reads.
     gain = Gain()

@@ -30,10 +30,9 @@ One module per framework, each with the same functions:
     Makes context managers in which random draws without a seed of Keras's are
     the same each time, and leave no trace outside.
 
-`traced(f, owner, key)`
-    A pure function of tensors, `f`, that may be recorded: then it is no more
-    than the operations of its first calls. It is determined by `key` and the
-    object `owner`.
+`traced(f, layer, key)`
+    A pure function of tensors, `f`, which is to be called often and so may be
+    recorded. It is determined by the Keras layer that it calls, and by `key`.
 """
 
 import importlib

@@ -53,5 +53,5 @@ def same_draws() -> Callable:
     return contextlib.nullcontext  # here Keras draws from its seeds alone
 
 
-def traced(f: Callable, owner: Any, key: tuple) -> Callable:
+def traced(f: Callable, layer: Any, key: tuple) -> Callable:
     return f  # compiled, all of it is

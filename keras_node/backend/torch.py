@@ -104,8 +104,8 @@ def get_item(items: Any, i: Any, like: Any) -> Any:
 
 def value(x: Any) -> np.ndarray | None:
     # To build a model Keras runs it on made-up values.
-    traced = torch.compiler.is_compiling() or in_symbolic_scope()
-    return None if traced else x.detach().cpu().numpy()
+    made_up = torch.compiler.is_compiling() or in_symbolic_scope()
+    return None if made_up else x.detach().cpu().numpy()
 
 
 def same_draws() -> Callable:
