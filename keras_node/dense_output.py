@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from keras import ops
 
+from keras_node import backend
 from keras_node import structure
 from keras_node.trajectory import read_row
 from keras_node.trajectory import write_row
@@ -76,7 +77,7 @@ def report(
         row = ops.where(now, pointer, size)
         return write_row(ys, row, state), pointer + ops.cast(now, "int32")
 
-    return ops.while_loop(
+    return backend.while_loop(
         lambda _, pointer: ops.any(due(pointer)[0]), write, (ys, pointer)
     )
 
@@ -129,7 +130,7 @@ def collect(
         return pointer - ops.cast(now, "int32"), adj_y, sums
 
     zeros = structure.full_like((step.y, step.q), 0.0)
-    return ops.while_loop(
+    return backend.while_loop(
         lambda pointer, *_: ops.any(due(pointer)[0]), gather, (pointer, *zeros)
     )
 

@@ -16,6 +16,7 @@ from keras_node import backend
 from keras_node import structure
 from keras_node.solution import Solution
 from keras_node.solution import known_broken
+from keras_node.structure import Bound
 
 
 class Config:
@@ -32,6 +33,10 @@ class Config:
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Config":
         return cls(**config)
+
+    def identity(self) -> tuple:
+        """What tells this object from others; see `backend.recorded`."""
+        return type(self), *(getattr(self, key) for key in self._config_keys)
 
     def __repr__(self) -> str:
         args = ", ".join(f"{k}={getattr(self, k)!r}" for k in self._config_keys)
@@ -183,7 +188,7 @@ class Adjoint(Config, abc.ABC):
             y0, params = args
             frozen, times = constants
             solution = solver.solve(
-                lambda t, y: f(t, y, params, frozen),
+                Bound(f, (params, frozen)),
                 t0,
                 t1,
                 y0,
@@ -205,7 +210,7 @@ class Adjoint(Config, abc.ABC):
             scale, (y1, ys) = structure.unit((adjoint.y1, adjoint.ys))
             gradients = self.pullback(
                 solver,
-                lambda t, y, params: f(t, y, params, frozen),
+                Bound(f, (frozen,)),
                 t0,
                 t1,
                 y0,

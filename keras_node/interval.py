@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -10,52 +11,59 @@ from keras import ops
 from keras_node import structure
 
 
-class Interval:
+class Interval(NamedTuple):
     """Maps `s`, running from 0 to `span = |t1 - t0|`, to `t` and back.
 
     Solvers integrate over `s`: they know one direction only, and what they
     compute does not depend on where `t0` lies.
-
-    Args:
-        t0: Float or scalar tensor, where `s` is 0.
-        t1: Float or scalar tensor, where `s` is `span`.
-        dtype: The dtype of time.
     """
 
-    def __init__(self, t0: Any, t1: Any, dtype: str):
-        self._dtype = dtype = keras.backend.standardize_dtype(dtype)
-        self.span = ops.convert_to_tensor(abs(t1 - t0), dtype)
-        self._sign = ops.sign(ops.convert_to_tensor(t1 - t0, dtype))
-        self._t0 = ops.convert_to_tensor(t0, dtype)
-        self._t1 = ops.convert_to_tensor(t1, dtype)
+    t0: Any
+    t1: Any
+    span: Any
+    sign: Any  # of `t1 - t0`; a float if that is known
+
+    @classmethod
+    def between(cls, t0: Any, t1: Any, dtype: str) -> "Interval":
+        """The interval from `t0` to `t1`, floats or scalar tensors."""
+        dtype = keras.backend.standardize_dtype(dtype)
+
+        def tensor(x):
+            return ops.convert_to_tensor(x, dtype)
+
+        known = isinstance(t1 - t0, (int, float))
+        sign = float(np.sign(t1 - t0)) if known else ops.sign(t1 - t0)
+        return cls(tensor(t0), tensor(t1), tensor(abs(t1 - t0)), sign)
 
     def time(self, s: Any) -> Any:
         """The time `t` at `s`; rounding never leaves the interval."""
-        low = structure.smaller(self._t0, self._t1)
-        high = structure.larger(self._t0, self._t1)
-        return ops.clip(self._t0 + self._sign * s, low, high)
-
-    def field(self, f: Callable) -> Callable:
-        """The slope `dy/ds` as a function of `(s, y)`, where `dy/dt = f`.
-
-        Where `s` has shape `(batch,)`, `t` has the rank of the state.
-        """
-
-        def g(s, y, *args):
-            t = self.time(s)
-            if len(t.shape) == 1:
-                rank = len(structure.leaves(y)[0].shape)
-                t = ops.reshape(t, (-1,) + (1,) * (rank - 1))
-            return structure.map_leaves(
-                lambda slope: self._sign * slope, f(t, y, *args)
-            )
-
-        return g
+        low = structure.smaller(self.t0, self.t1)
+        high = structure.larger(self.t0, self.t1)
+        return ops.clip(self.t0 + self.sign * s, low, high)
 
     def elapsed(self, times: Any) -> Any:
         """The `s` of `times`; those at an end, but for rounding, exactly."""
-        s = self._sign * (ops.convert_to_tensor(times, self._dtype) - self._t0)
-        largest = structure.larger(ops.abs(self._t0), ops.abs(self._t1))
-        slack = 4 * float(np.finfo(self._dtype).eps) * largest
+        dtype = keras.backend.standardize_dtype(self.t0.dtype)
+        s = self.sign * (ops.convert_to_tensor(times, dtype) - self.t0)
+        largest = structure.larger(ops.abs(self.t0), ops.abs(self.t1))
+        slack = 4 * float(np.finfo(dtype).eps) * largest
         s = ops.where(ops.abs(s) <= slack, ops.zeros_like(s), s)
         return ops.where(ops.abs(s - self.span) <= slack, self.span, s)
+
+
+class Field(NamedTuple):
+    """The slope `dy/ds` as a function of `(s, y, ...)`, where `dy/dt = f`."""
+
+    f: Callable
+    interval: Interval
+
+    def __call__(self, s: Any, y: Any, *args: Any) -> Any:
+        t = self.interval.time(s)
+        if len(t.shape) == 1:
+            # Samples with times of their own: `t` has the rank of the state.
+            rank = len(structure.leaves(y)[0].shape)
+            t = ops.reshape(t, (-1,) + (1,) * (rank - 1))
+        slope, sign = self.f(t, y, *args), self.interval.sign
+        if isinstance(sign, float) and sign == 1:
+            return slope
+        return structure.map_leaves(lambda leaf: sign * leaf, slope)

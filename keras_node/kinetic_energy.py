@@ -9,11 +9,10 @@ it would without, for the same evaluations of `f`.
 
 from collections.abc import Callable
 from typing import Any
+from typing import NamedTuple
 
 from keras import ops
 
-from keras_node import structure
-from keras_node.interfaces import Solver
 from keras_node.solution import Solution
 
 
@@ -22,28 +21,18 @@ def start(y0: Any) -> tuple[Any, Any]:
     return y0, ops.zeros(ops.shape(y0)[:1], dtype=y0.dtype)
 
 
-def along(f: Callable, forwards: bool) -> Callable:
+class Along(NamedTuple):
     """The right-hand side of both."""
-    sign = 1.0 if forwards else -1.0
 
-    def augmented(t, state, params, frozen):
+    f: Callable
+    sign: float  # of the direction of time
+
+    def __call__(self, t: Any, state: Any, params: Any, frozen: Any) -> Any:
         y, _ = state
-        dy = f(t, y, params, frozen)
+        dy = self.f(t, y, params, frozen)
         squares = ops.square(dy)[..., None]  # PyTorch sums all over no axes
         axes = tuple(range(1, len(squares.shape)))
-        return dy, sign * ops.sum(squares, axis=axes)
-
-    return augmented
-
-
-def norm_without(solver: Solver) -> Callable:
-    """The norm of the state alone."""
-
-    def norm(state):
-        y, _ = state
-        return structure.rms_norm(y, per_sample=solver.per_sample)
-
-    return norm
+        return dy, self.sign * ops.sum(squares, axis=axes)
 
 
 def split(solution: Solution) -> Solution:

@@ -1,6 +1,7 @@
 """The layer: arguments, build, call, config."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from keras_node import call_checks
 from keras_node import checks
 from keras_node import kinetic_energy
 from keras_node import solvers
+from keras_node import structure
 from keras_node.interfaces import Adjoint
 from keras_node.interfaces import Solver
 from keras_node.solution import Solution
@@ -247,11 +249,12 @@ class ODEBlock(keras.layers.Layer):
         return solution._replace(ys=ops.take(solution.ys, back, axis=0))
 
     def _integrate(self, field: VectorField, y0: Any, times: Any) -> Solution:
+        t0, t1 = self.t_span
         solve = functools.partial(
             self.adjoint.integrate,
             self.solver,
-            t0=self.t_span[0],
-            t1=self.t_span[1],
+            t0=t0,
+            t1=t1,
             params=field.params,
             frozen=field.frozen,
             t_eval=times,
@@ -259,9 +262,10 @@ class ODEBlock(keras.layers.Layer):
         if not self.kinetic_regularizer:
             return solve(f=field, y0=y0)
         solution = solve(
-            f=kinetic_energy.along(field, self.t_span[1] > self.t_span[0]),
+            f=kinetic_energy.Along(field, math.copysign(1.0, t1 - t0)),
             y0=kinetic_energy.start(y0),
-            norm=kinetic_energy.norm_without(self.solver),
+            # The energy has no say.
+            norm=structure.RmsNorm(self.solver.per_sample, num_parts=1),
         )
         return kinetic_energy.split(solution)
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_node import backend
 from keras_node import structure
 from keras_node.dense_output import DenseStep
 
@@ -48,7 +49,7 @@ def add_step(
         share = structure.scale(step.dt * ops.take(weights, i), value)
         return i + 1, structure.add(integral, share)
 
-    _, integral = ops.while_loop(
+    _, integral = backend.while_loop(
         lambda i, _: i < num_evals, add, (num_evals * 0, integral)
     )
     return integral, num_evals

@@ -1,6 +1,5 @@
 """The one loop over steps."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
@@ -8,9 +7,12 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
+from keras_node import backend
 from keras_node import dense_output
 from keras_node import quadrature
 from keras_node import structure
+from keras_node.dense_output import DenseStep
+from keras_node.interval import Field
 from keras_node.interval import Interval
 from keras_node.method import Method
 from keras_node.solution import Solution
@@ -46,10 +48,19 @@ class _State(NamedTuple):
     num_steps: Any
     num_accepted: Any
     status: Any  # a `Status`; SUCCESS while the solve goes on
+    going: Any  # whether there is more to do
     ys: Any  # (T + 1, batch, ...): the states reported; the last row is waste
     num_reported: Any
     integral: Any
     trajectory: Any
+
+
+class _Accepted(NamedTuple):
+    """What the reports and the integral need to know of a step."""
+
+    accept: Any
+    dense: DenseStep
+    y1: Any
 
 
 class RungeKutta(Method):
@@ -75,38 +86,39 @@ class RungeKutta(Method):
         integral: Any = (),
     ) -> Solution:
         dtype = keras.backend.standardize_dtype(structure.leaves(y0)[0].dtype)
-        interval = Interval(t0, t1, dtype)
-        if norm is None:
-            norm = functools.partial(
-                structure.rms_norm, per_sample=self.per_sample
-            )
+        interval = Interval.between(t0, t1, dtype)
         task = _Task(
-            f=interval.field(f),
+            f=Field(f, interval),
             span=interval.span,
-            norm=norm,
+            norm=structure.RmsNorm(self.per_sample) if norm is None else norm,
             s_eval=None if t_eval is None else interval.elapsed(t_eval),
-            integrand=integrand and interval.field(integrand),
+            integrand=integrand and Field(integrand, interval),
         )
         state = self._start(task, y0, integral, checkpoints)
-        (state,) = ops.while_loop(
-            lambda state: ops.any(_going(state, task.span)),
+        (state,) = backend.while_loop(
+            lambda state: ops.any(state.going),
             lambda state: (self._advance(task, state),),
             (state,),
         )
+        solution = self._end(interval, state)
+        if task.s_eval is not None:
+            ys = dense_output.reported(state.ys, solution.success)
+            solution = solution._replace(ys=ys)
+        return solution
+
+    @backend.recorded
+    def _end(self, interval, state):
         finite = structure.all_finite(state.y, self.per_sample)
         ended = ops.logical_or(finite, state.status != Status.SUCCESS)
         status = state.status + _if(ops.logical_not(ended), Status.NON_FINITE)
         success = ops.equal(status, int(Status.SUCCESS))
-        end = ops.convert_to_tensor(t1, dtype)
-        trajectory, ys = state.trajectory, state.ys
+        trajectory = state.trajectory
         if trajectory:
             trajectory = trajectory._replace(num_reported=state.num_reported)
-        if t_eval is not None:
-            ys = dense_output.reported(ys, success)
         return Solution(
             y1=structure.nan_unless(success, state.y),
-            ys=ys,
-            t=ops.where(success, end, interval.time(state.t)),
+            ys=state.ys,
+            t=ops.where(success, interval.t1, interval.time(state.t)),
             num_evals=state.num_evals,
             num_steps=state.num_steps,
             num_accepted=state.num_accepted,
@@ -127,6 +139,7 @@ class RungeKutta(Method):
         """Whether a step is good enough, finite, and the next step's size."""
         raise NotImplementedError
 
+    @backend.recorded
     def _start(self, task, y0, integral, checkpoints):
         batch = (
             ops.shape(structure.leaves(y0)[0])[:1] if self.per_sample else ()
@@ -142,7 +155,7 @@ class RungeKutta(Method):
             )
         dt, more = self._first_step(task.f, y0, slope, task.span, task.norm)
         # No step can be short enough to step off a pole.
-        broken = ops.logical_not(finite)
+        status = count + _if(ops.logical_not(finite), Status.NON_FINITE)
         ys = ()
         if task.s_eval is not None:
             size = ops.shape(task.s_eval)[0] + 1
@@ -159,7 +172,8 @@ class RungeKutta(Method):
             num_evals=count + num_evals + more,
             num_steps=count,
             num_accepted=count,
-            status=count + _if(broken, Status.NON_FINITE),
+            status=status,
+            going=_going(t, task.span, status),
             ys=ys,
             num_reported=count,
             integral=integral,
@@ -171,8 +185,13 @@ class RungeKutta(Method):
         return self.tableau.fsal or task.dense
 
     def _advance(self, task, state):
+        state, accepted = self._step(task, state)
+        return self._report(task, state, *accepted) if accepted else state
+
+    @backend.recorded
+    def _step(self, task, state):
         # Propose: samples that have arrived take a step of no length.
-        going = _going(state, task.span)
+        going = state.going
         carries = self._carries(task)
         lands = self._lands(state, task.span)
         dt = ops.where(lands, task.span - state.t, state.dt)
@@ -186,15 +205,27 @@ class RungeKutta(Method):
         next_dt = ops.cast(next_dt, dt.dtype)
         accept = ops.logical_and(going, good)
         # Commit. The last step ends at the end, not near it.
-        state = self._record(task, state, accept, dt, step)
+        accepted = ()
+        if task.dense:
+            dense = self.dense(state.t, dt, state.y, step.slopes)
+            accepted = _Accepted(accept, dense, step.y1)
+        trajectory = state.trajectory
+        if trajectory:
+            trajectory = trajectory.write(
+                ops.any(accept),
+                state.t,
+                ops.where(accept, dt, ops.zeros_like(dt)),
+                state.y,
+            )
         end = ops.where(lands, task.span, state.t + dt)
         t = ops.where(accept, end, state.t)
         num_steps = state.num_steps + ops.cast(going, "int32")
         status = self._status(
             ops.logical_and(going, t < task.span), t, next_dt, num_steps, finite
         )
+        status = ops.where(going, status, state.status)
         slope = step.slopes[-1] if carries else state.slope
-        return state._replace(
+        next_state = state._replace(
             t=t,
             dt=next_dt,
             rejected=ops.logical_not(accept),
@@ -203,13 +234,14 @@ class RungeKutta(Method):
             num_evals=state.num_evals + num_evals * ops.cast(going, "int32"),
             num_steps=num_steps,
             num_accepted=state.num_accepted + ops.cast(accept, "int32"),
-            status=ops.where(going, status, state.status),
+            status=status,
+            going=_going(t, task.span, status),
+            trajectory=trajectory,
         )
+        return next_state, accepted
 
-    def _record(self, task, state, accept, dt, step):
-        """What is kept of a step, if it is accepted, beside its end."""
-        if task.dense:
-            dense = self.dense(state.t, dt, state.y, step.slopes)
+    def _report(self, task, state, accept, dense, y1):
+        """What is wanted of the inside of a step, if it is accepted."""
         if task.s_eval is not None:
             ys, num_reported = dense_output.report(
                 state.ys,
@@ -217,7 +249,7 @@ class RungeKutta(Method):
                 task.s_eval,
                 accept,
                 dense,
-                step.y1,
+                y1,
             )
             state = state._replace(ys=ys, num_reported=num_reported)
         if task.integrand is not None:
@@ -231,14 +263,6 @@ class RungeKutta(Method):
             state = state._replace(
                 integral=integral, num_evals=state.num_evals + num_evals
             )
-        if state.trajectory:
-            trajectory = state.trajectory.write(
-                ops.any(accept),
-                state.t,
-                ops.where(accept, dt, ops.zeros_like(dt)),
-                state.y,
-            )
-            state = state._replace(trajectory=trajectory)
         return state
 
     def _status(self, going, t, next_dt, num_steps, finite):
@@ -258,5 +282,5 @@ def _if(condition: Any, status: Status) -> Any:
     return int(status) * ops.cast(condition, "int32")
 
 
-def _going(state: _State, span: Any) -> Any:
-    return ops.logical_and(state.t < span, ops.equal(state.status, 0))
+def _going(t: Any, span: Any, status: Any) -> Any:
+    return ops.logical_and(t < span, ops.equal(status, 0))

@@ -4,12 +4,17 @@ A factor is a scalar, or of shape `(batch,)` when each sample has its own; it
 then meets tensors of shape `(batch, ...)`.
 """
 
+import functools
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
+from typing import NamedTuple
 
 from keras import ops
 from keras import tree
+
+from keras_node import backend
 
 
 def map_leaves(f: Callable, *ys: Any) -> Any:
@@ -40,14 +45,16 @@ def combine(dt: Any, weights: tuple, slopes: list) -> Any:
     terms = [(w, k) for w, k in zip(weights, slopes, strict=True) if w]
 
     def leaf(*slopes):
-        total = sum(
-            float(w) * k for (w, _), k in zip(terms, slopes, strict=True)
+        pairs = zip(terms, slopes, strict=True)
+        total = functools.reduce(
+            operator.add, (float(w) * k for (w, _), k in pairs)
         )
         return expand(dt, total) * total
 
     return map_leaves(leaf, *(k for _, k in terms))
 
 
+@backend.recorded
 def scale(factor: Any, y: Any) -> Any:
     return map_leaves(lambda leaf: expand(factor, leaf) * leaf, y)
 
@@ -71,10 +78,12 @@ def where(condition: Any, x: Any, y: Any) -> Any:
     return map_leaves(lambda a, b: ops.where(expand(condition, a), a, b), x, y)
 
 
+@backend.recorded
 def full_like(y: Any, value: float) -> Any:
     return map_leaves(lambda leaf: ops.full_like(leaf, value), y)
 
 
+@backend.recorded
 def nan_unless(success: Any, y: Any) -> Any:
     # As a constant: tf2onnx multiplies by the condition where it sees no NaN.
     return map_leaves(
@@ -82,6 +91,7 @@ def nan_unless(success: Any, y: Any) -> Any:
     )
 
 
+@backend.recorded
 def all_finite(y: Any, per_sample: bool = False) -> Any:
     """Whether every entry is finite: a scalar, or one value per sample."""
     finite = True
@@ -98,11 +108,38 @@ def rms_norm(y: Any, per_sample: bool = False) -> Any:
         axes = tuple(range(1, len(leaf.shape))) if per_sample else None
         squares = squares + ops.sum(ops.square(leaf), axis=axes)
         shape = ops.shape(leaf)[1:] if per_sample else ops.shape(leaf)
-        size = size + ops.prod(ops.convert_to_tensor(shape, "int32"))
-    size = ops.maximum(size, 1)  # of no entries: 0
-    return ops.sqrt(squares / ops.cast(size, squares.dtype))
+        size = size + math.prod(shape)
+    if isinstance(size, int):
+        return ops.sqrt(squares / max(size, 1))  # of no entries: 0
+    return ops.sqrt(squares / ops.cast(ops.maximum(size, 1), squares.dtype))
 
 
+class RmsNorm(NamedTuple):
+    """`rms_norm` as a function of a state alone."""
+
+    per_sample: bool = False
+    num_parts: int | None = None  # the first so many parts count, or all
+
+    def __call__(self, y: Any) -> Any:
+        if self.num_parts is not None:
+            y = y[: self.num_parts]
+        return rms_norm(y, self.per_sample)
+
+
+class Bound(NamedTuple):
+    """A function whose last arguments are given.
+
+    As a structure and not a closure: what it holds can be seen from outside.
+    """
+
+    f: Callable
+    args: tuple
+
+    def __call__(self, *args: Any) -> Any:
+        return self.f(*args, *self.args)
+
+
+@backend.recorded
 def unit(y: Any) -> tuple[Any, Any]:
     """The size of a state, and the state divided by it: its rms is then 1."""
     # Divided by its peak first: the square of a small gradient underflows.

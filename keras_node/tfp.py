@@ -22,6 +22,7 @@ from keras import tree
 
 from keras_node import structure
 from keras_node.interfaces import Solver
+from keras_node.interval import Field
 from keras_node.interval import Interval
 from keras_node.solution import Solution
 from keras_node.solution import Status
@@ -174,7 +175,7 @@ def solve(
 ) -> Solution:
     """Integrates `f` from `t0` to `t1`, as `Solver.solve` says."""
     dtype = tree.flatten(y0)[0].dtype
-    interval = Interval(t0, t1, dtype)
+    interval = Interval.between(t0, t1, dtype)
     span = interval.span
     solver = _GuardedDormandPrince(
         span,
@@ -191,7 +192,7 @@ def solve(
         s_eval = tf.where(inside, s_eval, span)
         times = tf.concat([s_eval, times], axis=0)
     results = solver.solve(
-        interval.field(f),
+        Field(f, interval),
         initial_time=0.0,
         initial_state=y0,
         solution_times=times,

@@ -70,14 +70,18 @@ class VectorField:
         self._draws = backend.same_draws() if random else contextlib.nullcontext
         with AutocastScope(None):
             self._dtypes = [v.dtype for v in self._trainable]
-        self._call = self._pure
-        if not random:
-            key = (training, time_dependent, dtype)
-            self._call = backend.traced(self._pure, dynamics, key)
         self._context = context
         self._differentiable = [
             keras.backend.is_float_dtype(u.dtype) for u in context
         ]
+        self._identity = None
+        if not random:
+            key = (training, time_dependent, dtype, *self._differentiable)
+            self._identity = backend.identity(dynamics, key)
+
+    def identity(self) -> Any:
+        """What tells this function from others; `None` if nothing does."""
+        return self._identity
 
     @property
     def params(self) -> tuple[list, list]:
@@ -95,9 +99,6 @@ class VectorField:
         return [u for u, is_float in pairs if is_float == differentiable]
 
     def __call__(self, t: Any, y: Any, params: tuple, frozen: tuple) -> Any:
-        return self._call(t, y, params, frozen)
-
-    def _pure(self, t: Any, y: Any, params: tuple, frozen: tuple) -> Any:
         weights, floats = params
         state, others = frozen
         mapping = [

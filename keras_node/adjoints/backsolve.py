@@ -73,13 +73,7 @@ class BacksolveAdjoint(Adjoint):
         # The gradient of the parameters is one for all samples.
         backward = (self.solver or solver).together()
 
-        def augmented(t, state):
-            y, adj_y, _ = state
-            dy, (vjp_y, vjp_params) = backend.vjp(
-                lambda y, params: f(t, y, params), (y, params), adj_y
-            )
-            minus = structure.map_leaves(ops.negative, (vjp_y, vjp_params))
-            return dy, *minus
+        augmented = structure.Bound(_augmented, (f, params))
 
         def back(start, end, state, expected):
             # Nothing depends on the integral of the parameters' gradient, so
@@ -89,7 +83,7 @@ class BacksolveAdjoint(Adjoint):
                 start,
                 end,
                 state,
-                norm=lambda state: structure.rms_norm(state[:2]),
+                norm=structure.RmsNorm(num_parts=2),
             )
             astray = _astray(result.y1[0], state[0], expected)
             astray = ops.logical_and(result.success, astray)
@@ -122,12 +116,22 @@ class BacksolveAdjoint(Adjoint):
             return j - 1, (expected, structure.add(adj_y, adj), adj_params)
 
         last = ops.shape(times)[0] - 2
-        _, (_, *gradients) = ops.while_loop(
+        _, (_, *gradients) = backend.while_loop(
             lambda j, state: j >= 0,
             jump,
             (ops.convert_to_tensor(last, "int32"), state),
         )
         return tuple(gradients)
+
+
+def _augmented(t: Any, state: Any, f: Callable, params: Any) -> Any:
+    """The slopes of the state, of its cotangent and of the gradient."""
+    y, adj_y, _ = state
+    dy, (vjp_y, vjp_params) = backend.vjp(
+        lambda y, params: f(t, y, params), (y, params), adj_y
+    )
+    minus = structure.map_leaves(ops.negative, (vjp_y, vjp_params))
+    return dy, *minus
 
 
 def _astray(y: Any, start: Any, expected: Any) -> Any:

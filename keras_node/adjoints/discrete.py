@@ -14,8 +14,10 @@ from keras_node.adjoints import replay
 from keras_node.dense_output import DenseStep
 from keras_node.interfaces import Adjoint
 from keras_node.interfaces import Solver
+from keras_node.interval import Field
 from keras_node.interval import Interval
 from keras_node.solution import Solution
+from keras_node.structure import Bound
 
 
 @keras.saving.register_keras_serializable(package="keras_node")
@@ -73,21 +75,10 @@ class DiscreteAdjoint(Adjoint):
         adjoint: Solution,
     ) -> tuple[Any, Any]:
         path = solution.trajectory
-        interval = Interval(t0, t1, solution.t.dtype)
-        g = interval.field(f)
+        interval = Interval.between(t0, t1, solution.t.dtype)
+        g = Field(f, interval)
         reports = t_eval is not None
         s_eval = interval.elapsed(t_eval) if reports else None
-
-        def step(i, y, params):
-            """The end of step `i`, and its inside if that was reported."""
-            t, dt = path.step(i)
-            y1, slopes = solver.step(
-                lambda s, y: g(s, y, params), t, dt, y, end_slope=reports
-            )
-            if not reports:
-                return y1, ()
-            dense = solver.dense(t, dt, y, slopes)
-            return y1, (dense.y, dense.q)
 
         def undo(i, y, pointer, adj_y, adj_params):
             adj_inside = ()
@@ -100,14 +91,41 @@ class DiscreteAdjoint(Adjoint):
                     ops.equal(i, 0),
                     DenseStep(*path.step(i), y, [y] * degree),
                 )
-            _, (adj_y, vjp_params) = backend.vjp(
-                lambda y, params: step(i, y, params),
-                (y, params),
-                (adj_y, tuple(adj_inside)),
+            adj_y, adj_params = _undo(
+                solver, g, path, i, y, params, adj_y, adj_inside, adj_params
             )
-            return pointer, adj_y, structure.add(adj_params, vjp_params)
+            return pointer, adj_y, adj_params
 
         def redo(i, y):
-            return step(i, y, params)[0]
+            return _take(solver, g, path, i, y, params)
 
         return replay.backwards(solution, y0, params, adjoint.y1, redo, undo)
+
+
+@backend.recorded
+def _take(solver, g, path, i, y, params):
+    """The end of step `i`."""
+    return solver.step(Bound(g, (params,)), *path.step(i), y).y1
+
+
+@backend.recorded
+def _undo(solver, g, path, i, y, params, adj_y, adj_inside, adj_params):
+    """The cotangents at the start of step `i`, from those at its end.
+
+    And from those of its inside, if states were reported there.
+    """
+    t, dt = path.step(i)
+
+    def step(y, params):
+        y1, slopes = solver.step(
+            Bound(g, (params,)), t, dt, y, end_slope=bool(adj_inside)
+        )
+        if not adj_inside:
+            return y1, ()
+        dense = solver.dense(t, dt, y, slopes)
+        return y1, (dense.y, dense.q)
+
+    _, (adj_y, vjp_params) = backend.vjp(
+        step, (y, params), (adj_y, tuple(adj_inside))
+    )
+    return adj_y, structure.add(adj_params, vjp_params)

@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from keras_node import structure
 from keras_node.adjoints.recorded import AdjointEquation
 from keras_node.adjoints.recorded import RecordedAdjoint
 from keras_node.interfaces import Solver
@@ -65,11 +66,19 @@ class GaussAdjoint(RecordedAdjoint):
         adj_params: Any,
     ) -> tuple[Solution, Any, Any]:
         result = solver.solve(
-            equation.slope,
+            structure.Bound(_slope, (equation,)),
             0.0,
             duration,
             adj_y,
-            integrand=equation.slope_of_params,
+            integrand=structure.Bound(_slope_of_params, (equation,)),
             integral=adj_params,
         )
         return result, result.y1, result.integral
+
+
+def _slope(tau: Any, adj_y: Any, equation: AdjointEquation) -> Any:
+    return equation.slope(tau, adj_y)
+
+
+def _slope_of_params(tau: Any, adj_y: Any, equation: AdjointEquation) -> Any:
+    return equation.slope_of_params(tau, adj_y)

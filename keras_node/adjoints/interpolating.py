@@ -75,10 +75,15 @@ class InterpolatingAdjoint(RecordedAdjoint):
         adj_params: Any,
     ) -> tuple[Solution, Any, Any]:
         result = solver.solve(
-            lambda tau, state: equation.slopes(tau, state[0]),
+            structure.Bound(_slopes, (equation,)),
             0.0,
             duration,
             (adj_y, adj_params),
-            norm=lambda state: structure.rms_norm(state[0]),
+            norm=structure.RmsNorm(num_parts=1),
         )
         return result, *result.y1
+
+
+def _slopes(tau: Any, state: Any, equation: AdjointEquation) -> Any:
+    adj_y, _ = state
+    return equation.slopes(tau, adj_y)

@@ -16,6 +16,7 @@ from keras_node.adjoints import replay
 from keras_node.dense_output import DenseStep
 from keras_node.interfaces import Adjoint
 from keras_node.interfaces import Solver
+from keras_node.interval import Field
 from keras_node.interval import Interval
 from keras_node.solution import Solution
 
@@ -123,7 +124,9 @@ class _WayBack(NamedTuple):
             pointer = pointer - ops.cast(due, "int32")
             return stop, pointer, structure.add(adj_y, adj), adj_params
 
-        _, *carry = ops.while_loop(more, to_report, (end, pointer, *gradients))
+        _, *carry = backend.while_loop(
+            more, to_report, (end, pointer, *gradients)
+        )
         return tuple(carry)
 
 
@@ -184,8 +187,8 @@ class RecordedAdjoint(Adjoint):
         adjoint: Solution,
     ) -> tuple[Any, Any]:
         path = solution.trajectory
-        interval = Interval(t0, t1, solution.t.dtype)
-        g = interval.field(f)
+        interval = Interval.between(t0, t1, solution.t.dtype)
+        g = Field(f, interval)
         backward = (self.solver or solver).over_step(abs(t1 - t0))
         way_back = _WayBack(
             functools.partial(self._solve, backward),

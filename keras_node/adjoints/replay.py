@@ -5,6 +5,7 @@ from typing import Any
 
 from keras import ops
 
+from keras_node import backend
 from keras_node import structure
 from keras_node.solution import Solution
 from keras_node.trajectory import get_item
@@ -54,10 +55,10 @@ def backwards(
         def back(i, *carry):
             return i - 1, *undo(i, get_item(states, i - start, like=y0), *carry)
 
-        _, states, _ = ops.while_loop(
+        _, states, _ = backend.while_loop(
             lambda i, *_: i < end - 1, redo, (start, states, y)
         )
-        _, *carry = ops.while_loop(
+        _, *carry = backend.while_loop(
             lambda i, *_: i >= start, back, (end - 1, *carry)
         )
         return start, *carry
@@ -68,7 +69,7 @@ def backwards(
         structure.nan_unless(solution.success, adj_y1),
         structure.nan_unless(ops.all(solution.success), zeros),
     )
-    _, _, *gradients = ops.while_loop(
+    _, _, *gradients = backend.while_loop(
         lambda end, *_: end > 0, undo_segment, (path.num_steps, *carry)
     )
     return tuple(gradients)

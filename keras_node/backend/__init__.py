@@ -30,9 +30,19 @@ One module per framework, each with the same functions:
     Makes context managers in which random draws without a seed of Keras's are
     the same each time, and leave no trace outside.
 
-`traced(f, layer, key)`
-    A pure function of tensors, `f`, which is to be called often and so may be
-    recorded. It is determined by the Keras layer that it calls, and by `key`.
+`while_loop(cond, body, loop_vars)`
+    As `keras.ops.while_loop`, for a tuple of structures of tensors.
+
+`recorded(f)`
+    A decorator for a pure function of structures of tensors, which is called
+    often and so may be recorded. What else is among its arguments must tell
+    what it is: numbers, strings and functions of ours, which close over
+    nothing, do; other objects have a method `identity()` that returns
+    something hashable, or `None`. Where one does not tell, `f` is called.
+
+`identity(layer, key)`
+    Something hashable that stands for the functions that a Keras layer, as it
+    is now, and `key` determine; or `None`.
 """
 
 import importlib
@@ -51,4 +61,6 @@ set_item = _framework.set_item
 get_item = _framework.get_item
 value = _framework.value
 same_draws = _framework.same_draws
-traced = _framework.traced
+while_loop = _framework.while_loop
+recorded = _framework.recorded
+identity = _framework.identity

@@ -1,25 +1,27 @@
 """Derivatives in PyTorch."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import optree
 import torch
-from keras import tree
 
 # Keras has no public way to tell.
 from keras.src.backend import in_symbolic_scope
 
-from keras_node.backend.torch_trace import traced as traced
+from keras_node.backend.torch_record import identity as identity
+from keras_node.backend.torch_record import recorded as recorded
 
 
 def vjp(f: Callable, args: tuple, cotangent: Any) -> tuple[Any, tuple]:
-    inputs = [x.detach().requires_grad_() for x in tree.flatten(args)]
+    inputs = [x.detach().requires_grad_() for x in _flatten(args)]
     with torch.enable_grad():
-        out = f(*tree.pack_sequence_as(args, inputs))
-    pairs = zip(tree.flatten(out), tree.flatten(cotangent), strict=True)
+        out = f(*_pack_as(args, inputs))
+    pairs = zip(_flatten(out), _flatten(cotangent), strict=True)
     pairs = [(x, adj_x) for x, adj_x in pairs if x.requires_grad]
     if pairs and inputs:
         gradients = torch.autograd.grad(
@@ -31,8 +33,8 @@ def vjp(f: Callable, args: tuple, cotangent: Any) -> tuple[Any, tuple]:
         )
     else:
         gradients = [torch.zeros_like(x) for x in inputs]
-    out = tree.map_structure(torch.Tensor.detach, out)
-    return out, tree.pack_sequence_as(args, list(gradients))
+    out = optree.tree_map(torch.Tensor.detach, out)
+    return out, _pack_as(args, list(gradients))
 
 
 class _Function(torch.autograd.Function):
@@ -60,31 +62,42 @@ def custom_vjp(forward: Callable, backward: Callable) -> Callable:
                 "Save the model as `.keras`, load and export it on TensorFlow "
                 "or JAX."
             )
-        inputs = tree.flatten((args, constants))
+        inputs = _flatten((args, constants))
         structure = None
 
         def run(inputs):
             nonlocal structure
             structure, residuals = forward(
-                *tree.pack_sequence_as((args, constants), list(inputs))
+                *_pack_as((args, constants), list(inputs))
             )
             outputs = structure
 
             def gradient(cotangent):
-                cotangent = tree.pack_sequence_as(outputs, list(cotangent))
-                adj_args = tree.flatten(backward(residuals, cotangent))
+                cotangent = _pack_as(outputs, list(cotangent))
+                adj_args = _flatten(backward(residuals, cotangent))
                 return adj_args + [None] * (len(inputs) - len(adj_args))
 
-            return tree.flatten(outputs), gradient
+            return _flatten(outputs), gradient
 
         flat = _Function.apply(run, *inputs)
-        return tree.pack_sequence_as(structure, list(flat))
+        return _pack_as(structure, list(flat))
 
     return function
 
 
+# `keras.tree` takes longer than the arithmetic here.
+_flatten = functools.partial(optree.tree_leaves, none_is_leaf=True)
+
+
+def _pack_as(structure: Any, flat: list) -> Any:
+    treespec = optree.tree_structure(structure, none_is_leaf=True)
+    return optree.tree_unflatten(treespec, flat)
+
+
 def scatter(buffer: Any, indices: Any, updates: Any) -> Any:
     # In place: a solve owns its buffers, and no gradient is taken of them.
+    if indices.shape == (1, 1):
+        return buffer.index_copy_(0, indices[0].long(), updates)
     buffer[tuple(indices.T)] = updates
     return buffer
 
@@ -94,12 +107,18 @@ def new_list(like: Any, size: int) -> Any:
 
 
 def set_item(items: Any, i: Any, x: Any) -> Any:
-    items[i] = x
-    return items
+    # `items[i] = x` could not be recorded: it asks for the value of `i`.
+    return items.index_copy_(0, i.long()[None], x[None])
 
 
 def get_item(items: Any, i: Any, like: Any) -> Any:
-    return items[i]
+    return items.index_select(0, i[None])[0]
+
+
+def while_loop(cond: Callable, body: Callable, loop_vars: tuple) -> tuple:
+    while cond(*loop_vars):
+        loop_vars = body(*loop_vars)
+    return loop_vars
 
 
 def value(x: Any) -> np.ndarray | None:

@@ -1,0 +1,209 @@
+"""Recorded functions: graphs of PyTorch's own operations.
+
+Called eagerly, a layer or an operation of Keras costs some ten times its
+arithmetic: most of the time of a solve. The operations that it comes down to,
+recorded once, do without.
+"""
+
+import collections
+import functools
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import optree
+import torch
+
+# Keras has no public way to tell.
+from keras.src.backend import in_symbolic_scope
+from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+# By function and arguments, tensors by their shapes and all else by value. What
+# is there: how often it was called, and then the graph, or None if there is
+# none to be had. The one used last comes last.
+_graphs = collections.OrderedDict()
+_GRAPHS_AT_MOST = 256
+# Recording takes as long as some fifty calls.
+_CALLS_BEFORE = 60
+_TENSORS = (torch.Tensor, torch.nn.Parameter)
+aten = torch.ops.aten
+
+_OWN = ("keras.src.", "keras_node.layers")
+_recording = False
+
+
+def recorded(f: Callable) -> Callable:
+    @functools.wraps(f)
+    def call(*args):
+        if _recording or torch.is_grad_enabled() or in_symbolic_scope():
+            return f(*args)
+        leaves, treespec = optree.tree_flatten(args, none_is_leaf=True)
+        tensors = [x for x in leaves if isinstance(x, torch.Tensor)]
+        key = _key(f, leaves, treespec)
+        if key is None:
+            return f(*args)
+        graph = _graphs.pop(key, 0)
+        if graph == _CALLS_BEFORE:
+            graph = _record(f, leaves, treespec)
+        elif isinstance(graph, int):
+            graph += 1
+        _graphs[key] = graph
+        if len(_graphs) > _GRAPHS_AT_MOST:
+            _graphs.popitem(last=False)
+        return graph(tensors) if callable(graph) else f(*args)
+
+    return call
+
+
+def _key(f: Callable, leaves: list, treespec: Any) -> tuple | None:
+    """What determines the graph of a call; `None` if that cannot be told."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return None
+    key = [f, treespec, keras.config.floatx()]
+    for x in leaves:
+        if type(x) in _TENSORS:
+            key += (x.shape, x.stride(), x.dtype, x.device)
+            continue
+        if isinstance(x, (bool, int, float, str, type(None))):
+            key += (type(x), x)
+            continue
+        if isinstance(x, types.FunctionType):
+            # One of a user's, or a closure, may read what changes.
+            own = x.__module__.startswith("keras_node.")
+            identity = x if own and x.__closure__ is None else None
+        else:
+            identity = x.identity() if hasattr(x, "identity") else None
+        if identity is None:
+            return None
+        key.append(identity)
+    return tuple(key)
+
+
+def _record(f: Callable, leaves: list, treespec: Any) -> Callable | None:
+    global _recording
+    places = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor)]
+    outputs = None
+
+    def flat(*tensors):
+        nonlocal outputs
+        inputs = list(leaves)
+        for i, x in zip(places, tensors, strict=True):
+            inputs[i] = x
+        result = f(*optree.tree_unflatten(treespec, inputs))
+        flat_result, outputs = optree.tree_flatten(result, none_is_leaf=True)
+        return flat_result
+
+    _recording = True
+    try:
+        graph = make_fx(flat)(*(leaves[i].detach() for i in places))
+    except Exception:  # of whatever kind; it is no more than a shortcut
+        return None
+    finally:
+        _recording = False
+    forward = _slim(graph).forward
+    return lambda tensors: optree.tree_unflatten(outputs, forward(*tensors))
+
+
+def _slim(module: fx.GraphModule) -> fx.GraphModule:
+    """Without what is not needed where no gradient is taken."""
+    graph = module.graph
+    for node in graph.nodes:
+        if node.target is aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+        elif node.target is aten.lift_fresh_copy.default:
+            _keep_constant(module, node)
+    graph.eliminate_dead_code()
+    for node in graph.nodes:
+        if node.target is aten.add.Tensor and not node.kwargs:
+            _fuse(node)
+    graph.eliminate_dead_code()
+    for node in graph.nodes:
+        if node.op == "call_function":
+            # The same function, by a way that is shorter than the overload's.
+            name = getattr(node.target, "__name__", "").split(".")[0]
+            node.target = getattr(torch, name, node.target)
+    module.recompile()
+    return module
+
+
+def _keep_constant(module: fx.GraphModule, node: fx.Node) -> None:
+    """A copy is made of constants lest they change: of numbers, none do."""
+    constant = node.args[0]
+    value = getattr(module, constant.target)
+    users = [user for user in node.users if user.op == "call_function"]
+    mutable = any(user.target._schema.is_mutable for user in users)
+    if len(users) == len(node.users) and not mutable and not value.ndim:
+        node.replace_all_uses_with(constant)
+
+
+def _fuse(node: fx.Node) -> None:
+    """`x + c * y`, `x + y * z` and `x + y @ z` are one operation each."""
+
+    def alike(*args):
+        # Numbers are converted, and other types promoted, in another way.
+        tensors = [getattr(arg, "meta", {}).get("val") for arg in args]
+        dtype = node.meta["val"].dtype
+        return dtype.is_floating_point and all(
+            x is not None and x.dtype == dtype for x in tensors
+        )
+
+    for x, product in (node.args, node.args[::-1]):
+        if not alike(x, product) or len(product.users) > 1:
+            continue
+        if product.target is aten.mul.Tensor:
+            y, z = product.args
+            if isinstance(z, float) and alike(y):
+                node.args, node.kwargs = (x, y), {"alpha": z}
+                return
+            if alike(y, z):
+                node.target, node.args = aten.addcmul.default, (x, y, z)
+                return
+        if product.target is aten.mm.default:
+            if node.meta["val"].shape == product.meta["val"].shape:
+                node.target, node.args = aten.addmm.default, (x, *product.args)
+                return
+
+
+# By the layer, what tells functions of it apart.
+_identities = weakref.WeakKeyDictionary()
+
+
+def identity(layer: keras.layers.Layer, key: tuple) -> object | None:
+    """An object for the layer as it is now, and the `key`.
+
+    `None` for a layer that is not made of Keras's own alone, which do the same
+    in each call: one of a user's may read what changes between two calls, and
+    a loss that is added in a call would be lost.
+    """
+    makeup = _makeup(layer)
+    if makeup is None:
+        return None
+    known = _identities.setdefault(layer, {})
+    return known.setdefault((key, makeup), object())
+
+
+def _makeup(layer: keras.layers.Layer) -> tuple | None:
+    """What determines what a layer does, beside its variables."""
+    makeup = []
+    for inner in layer._flatten_layers():
+        # Objects and not their `id`, which another may have later. The layer
+        # itself would keep itself alive.
+        makeup.append(None if inner is layer else inner)
+        if (
+            not type(inner).__module__.startswith(_OWN)
+            or isinstance(inner, keras.layers.Lambda)
+            or inner.activity_regularizer is not None
+        ):
+            return None
+        for name, value in vars(inner).items():
+            if name.endswith("activation") and value is not None:
+                module = getattr(value, "__module__", type(value).__module__)
+                if not module.startswith(_OWN):
+                    return None
+                makeup.append(value)
+            elif isinstance(value, (bool, int, float, str)):
+                makeup.append((name, value))
+    return tuple(makeup)
