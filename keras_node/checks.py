@@ -39,13 +39,15 @@ def factor(name: str, value: Any) -> float:
     return positive_float(name, value)
 
 
-def positive_int(name: str, value: Any) -> int:
+def positive_int(name: str, value: Any, or_zero: bool = False) -> int:
     """What an int32 tensor holds."""
     integer = isinstance(value, numbers.Integral)
-    if integer and not isinstance(value, bool) and 0 < value < 2**31:
+    least = 0 if or_zero else 1
+    if integer and not isinstance(value, bool) and least <= value < 2**31:
         return int(value)
+    zero = ", or 0" if or_zero else ""
     raise ValueError(
-        f"`{name}` must be a positive integer below 2**31. "
+        f"`{name}` must be a positive integer below 2**31{zero}. "
         f"Received: {name}={value!r}"
     )
 

@@ -67,6 +67,7 @@ class Solver(Config, abc.ABC):
         norm: Callable | None = None,
         integrand: Callable | None = None,
         integral: Any = (),
+        tape: Any = (),
     ) -> Solution:
         """Solves the initial value problem `y(t0) = y0`.
 
@@ -90,6 +91,8 @@ class Solver(Config, abc.ABC):
                 no say in the steps. For a solver that `records`, and is not
                 `per_sample`.
             integral: The structure of tensors that the integral is added to.
+            tape: A `backend.torch_tape.Tape`, to keep the graphs of the steps
+                of a solver that `records`, and is not `per_sample`.
 
         Returns:
             A `Solution`. A failed solve returns NaN as `y1`; it never raises.
@@ -120,6 +123,7 @@ class Adjoint(Config, abc.ABC):
     """
 
     checkpoints: int = 0
+    keep_graphs: int = 0
 
     @abc.abstractmethod
     def pullback(
@@ -184,20 +188,26 @@ class Adjoint(Config, abc.ABC):
         """
         reports = t_eval is not None
 
-        def forward(args, constants):
+        def forward(args, constants, keeps):
             y0, params = args
             frozen, times = constants
+            tape = ()
+            if keeps and self.keep_graphs:
+                tape = backend.new_tape(self.keep_graphs, params)
+            if tape:
+                params = tape.params
             solution = solver.solve(
                 Bound(f, (params, frozen)),
                 t0,
                 t1,
                 y0,
                 t_eval=times if reports else None,
-                checkpoints=self.checkpoints,
+                checkpoints=self.checkpoints if keeps else 0,
                 norm=norm,
+                tape=tape,
             )
             residuals = (y0, solution, params, constants)
-            return solution._replace(trajectory=()), residuals
+            return solution._replace(trajectory=(), tape=()), residuals
 
         def backward(residuals, adjoint):
             y0, solution, params, (frozen, times) = residuals

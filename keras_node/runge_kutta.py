@@ -84,6 +84,7 @@ class RungeKutta(Method):
         norm: Callable | None = None,
         integrand: Callable | None = None,
         integral: Any = (),
+        tape: Any = (),
     ) -> Solution:
         dtype = keras.backend.standardize_dtype(structure.leaves(y0)[0].dtype)
         interval = Interval.between(t0, t1, dtype)
@@ -94,13 +95,15 @@ class RungeKutta(Method):
             s_eval=None if t_eval is None else interval.elapsed(t_eval),
             integrand=integrand and Field(integrand, interval),
         )
+        if self.per_sample:
+            tape = ()  # an accepted step may be none for some samples
         state = self._start(task, y0, integral, checkpoints)
         (state,) = backend.while_loop(
             lambda state: ops.any(state.going),
-            lambda state: (self._advance(task, state),),
+            lambda state: (self._advance(task, state, tape),),
             (state,),
         )
-        solution = self._end(interval, state)
+        solution = self._end(interval, state)._replace(tape=tape)
         if task.s_eval is not None:
             ys = dense_output.reported(state.ys, solution.success)
             solution = solution._replace(ys=ys)
@@ -184,20 +187,55 @@ class RungeKutta(Method):
         """Whether the slope at the end of a step starts the next one."""
         return self.tableau.fsal or task.dense
 
-    def _advance(self, task, state):
-        state, accepted = self._step(task, state)
+    def _advance(self, task, state, tape):
+        if tape and tape.runs:
+            state, accepted = self._step_on(tape, task, state)
+        else:
+            state, accepted = self._step(task, state)
         return self._report(task, state, *accepted) if accepted else state
 
     @backend.recorded
     def _step(self, task, state):
-        # Propose: samples that have arrived take a step of no length.
-        going = state.going
-        carries = self._carries(task)
+        lands, dt = self._propose(task, state)
+        slope = state.slope if self._carries(task) else None
+        tried = self._try(task, state.t, dt, state.y, slope)
+        return self._settle(task, state, lands, dt, *tried)
+
+    def _step_on(self, tape, task, state):
+        """A step that keeps its graph."""
+        lands, dt = self._propose(task, state)
+
+        def differentiable(y):
+            # The slope is evaluated again: that of the last step knows nothing
+            # of this graph.
+            step, dense = self._try(task, state.t, dt, y, None)
+            return (step.y1, tuple(dense[2:])), (step, dense)
+
+        tried, graph = tape.run(differentiable, state.y)
+        next_state, accepted = self._settle(task, state, lands, dt, *tried)
+        tape.keep(next_state.num_accepted > state.num_accepted, graph)
+        return next_state, accepted
+
+    @backend.recorded
+    def _propose(self, task, state):
+        """Whether the next step is to land at the end, and its size."""
         lands = self._lands(state, task.span)
         dt = ops.where(lands, task.span - state.t, state.dt)
-        dt = ops.where(going, dt, ops.zeros_like(dt))
-        slope = state.slope if carries else None
-        step = self.step(task.f, state.t, dt, state.y, slope, end_slope=carries)
+        # Samples that have arrived take a step of no length.
+        return lands, ops.where(state.going, dt, ops.zeros_like(dt))
+
+    @backend.recorded
+    def _try(self, task, t, dt, y, slope):
+        """A step, and the state inside of it if that is wanted."""
+        carries = self._carries(task)
+        step = self.step(task.f, t, dt, y, slope, end_slope=carries)
+        dense = self.dense(t, dt, y, step.slopes) if task.dense else ()
+        return step, dense
+
+    @backend.recorded
+    def _settle(self, task, state, lands, dt, step, dense):
+        """The state after a step, and what the reports need of it."""
+        going, carries = state.going, self._carries(task)
         num_evals = len(step.slopes) - (1 if carries else 0)
         # Judge.
         good, finite, next_dt = self._judge(state, dt, step, task.norm)
@@ -205,10 +243,7 @@ class RungeKutta(Method):
         next_dt = ops.cast(next_dt, dt.dtype)
         accept = ops.logical_and(going, good)
         # Commit. The last step ends at the end, not near it.
-        accepted = ()
-        if task.dense:
-            dense = self.dense(state.t, dt, state.y, step.slopes)
-            accepted = _Accepted(accept, dense, step.y1)
+        accepted = _Accepted(accept, dense, step.y1) if dense else ()
         trajectory = state.trajectory
         if trajectory:
             trajectory = trajectory.write(

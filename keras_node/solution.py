@@ -75,6 +75,7 @@ class Solution(NamedTuple):
     status: Any  # a `Status`
     integral: Any = ()  # that of the integrand, if one was given
     trajectory: Any = ()  # the `Trajectory`, if it was asked for
+    tape: Any = ()  # the one given, if any
 
     @property
     def success(self) -> Any:

@@ -51,6 +51,7 @@ BAD = {
     "max_steps": COUNTS,
     "num_steps": COUNTS,
     "checkpoints": COUNTS,
+    "keep_graphs": COUNTS[1:],
     "per_sample": FLAGS,
     "time_dependent": FLAGS,
     "kinetic_regularizer": NUMBERS[1:],

@@ -35,7 +35,7 @@ def test_vjp_pulls_back_through_structures():
 
 @pytest.mark.parametrize("how", compilations())
 def test_custom_vjp_uses_the_gradient_given(how):
-    def forward(args, constants):
+    def forward(args, constants, keeps):
         x, (y,) = args
         outputs = {"sum": x + constants["c"] * y, "count": ops.size(x)}
         return outputs, (x, constants)

@@ -41,9 +41,15 @@ class DiscreteAdjoint(Adjoint):
             memory beforehand: up to `checkpoints + 2 max_steps / checkpoints`
             states, whatever the number of steps taken. With a large
             `max_steps` its square root is a good choice. Defaults to `100`.
+        keep_graphs: Int, of how many steps, the first ones, PyTorch keeps its
+            graph, so that they need not be taken once more: each takes as
+            much memory as the network takes to be trained without an ODE,
+            times the number of stages. Other backends keep none: compiled,
+            a loop would reserve the memory for all steps. Defaults to `8`.
 
     Raises:
-        ValueError: If `checkpoints` is not a positive integer below `2**31`.
+        ValueError: If `checkpoints` is not a positive integer below `2**31`,
+            or `keep_graphs` neither such an integer nor `0`.
 
     Example:
     >>> block = keras_node.ODEBlock(
@@ -57,10 +63,13 @@ class DiscreteAdjoint(Adjoint):
           transformed adjoint system" (https://doi.org/10.1007/s002110000178)
     """
 
-    _config_keys = ("checkpoints",)
+    _config_keys = ("checkpoints", "keep_graphs")
 
-    def __init__(self, checkpoints: int = 100):
+    def __init__(self, checkpoints: int = 100, keep_graphs: int = 8):
         self.checkpoints = checks.positive_int("checkpoints", checkpoints)
+        self.keep_graphs = checks.positive_int(
+            "keep_graphs", keep_graphs, or_zero=True
+        )
 
     def pullback(
         self,
@@ -74,7 +83,7 @@ class DiscreteAdjoint(Adjoint):
         params: Any,
         adjoint: Solution,
     ) -> tuple[Any, Any]:
-        path = solution.trajectory
+        path, tape = solution.trajectory, solution.tape
         interval = Interval.between(t0, t1, solution.t.dtype)
         g = Field(f, interval)
         reports = t_eval is not None
@@ -91,15 +100,20 @@ class DiscreteAdjoint(Adjoint):
                     ops.equal(i, 0),
                     DenseStep(*path.step(i), y, [y] * degree),
                 )
-            adj_y, adj_params = _undo(
-                solver, g, path, i, y, params, adj_y, adj_inside, adj_params
-            )
-            return pointer, adj_y, adj_params
+            cotangent = (adj_y, tuple(adj_inside))
+            kept = tape.pull(i, cotangent) if tape else None
+            if kept is None:
+                kept = _pull(solver, g, path, i, y, params, cotangent)
+            adj_y, vjp_params = kept
+            return pointer, adj_y, structure.add(adj_params, vjp_params)
 
         def redo(i, y):
             return _take(solver, g, path, i, y, params)
 
-        return replay.backwards(solution, y0, params, adjoint.y1, redo, undo)
+        num_kept = len(tape) if tape else 0
+        return replay.backwards(
+            solution, y0, params, adjoint.y1, redo, undo, num_kept
+        )
 
 
 @backend.recorded
@@ -109,23 +123,20 @@ def _take(solver, g, path, i, y, params):
 
 
 @backend.recorded
-def _undo(solver, g, path, i, y, params, adj_y, adj_inside, adj_params):
-    """The cotangents at the start of step `i`, from those at its end.
+def _pull(solver, g, path, i, y, params, cotangent):
+    """The cotangents of the state at the start of step `i`, and of `params`.
 
-    And from those of its inside, if states were reported there.
+    From those of the state at its end, and of its inside if that was reported.
     """
     t, dt = path.step(i)
+    reports = bool(cotangent[1])
 
     def step(y, params):
-        y1, slopes = solver.step(
-            Bound(g, (params,)), t, dt, y, end_slope=bool(adj_inside)
-        )
-        if not adj_inside:
+        f = Bound(g, (params,))
+        y1, slopes = solver.step(f, t, dt, y, end_slope=reports)
+        if not reports:
             return y1, ()
         dense = solver.dense(t, dt, y, slopes)
         return y1, (dense.y, dense.q)
 
-    _, (adj_y, vjp_params) = backend.vjp(
-        step, (y, params), (adj_y, tuple(adj_inside))
-    )
-    return adj_y, structure.add(adj_params, vjp_params)
+    return backend.vjp(step, (y, params), cotangent)[1]

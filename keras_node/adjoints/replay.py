@@ -20,6 +20,7 @@ def backwards(
     adj_y1: Any,
     step: Callable,
     undo: Callable,
+    num_kept: int = 0,
 ) -> tuple[Any, Any]:
     """Carries the cotangents back over the steps of a solve, last to first.
 
@@ -36,17 +37,18 @@ def backwards(
         undo: `undo(i, y, pointer, adj_y, adj_params)` goes back over step `i`,
             which started from `y`, and returns the last three as they are at
             its start. `pointer` is the index of the last report before.
+        num_kept: Of how many steps, the first ones, `undo` needs no state.
 
     Returns:
         The cotangents `(adj_y0, adj_params)`; NaN where the solve had failed.
     """
     path = solution.trajectory
 
-    def undo_segment(end, *carry):
+    def undo_segment(end, states, *carry):
         """Back to the checkpoint before step `end`."""
         start = (end - 1) // path.stride * path.stride
         y = path.state(start, like=y0)
-        states = set_item(list_like(y, path.longest_stride), start * 0, y)
+        states = set_item(states, start * 0, y)
 
         def redo(i, states, y):
             y = step(i, y)
@@ -61,15 +63,24 @@ def backwards(
         _, *carry = backend.while_loop(
             lambda i, *_: i >= start, back, (end - 1, *carry)
         )
-        return start, *carry
+        return start, states, *carry
 
     zeros = structure.full_like(params, 0.0)
     carry = (
+        # One list for all segments: XLA fills what it reserves.
+        list_like(y0, path.longest_stride),
         path.num_reported - 1,
         structure.nan_unless(solution.success, adj_y1),
         structure.nan_unless(ops.all(solution.success), zeros),
     )
-    _, _, *gradients = backend.while_loop(
-        lambda end, *_: end > 0, undo_segment, (path.num_steps, *carry)
+    end, _, *carry = backend.while_loop(
+        lambda end, *_: end > num_kept, undo_segment, (path.num_steps, *carry)
     )
+    if num_kept:
+        _, *carry = backend.while_loop(
+            lambda end, *_: end > 0,
+            lambda end, *carry: (end - 1, *undo(end - 1, y0, *carry)),
+            (end, *carry),
+        )
+    _, *gradients = carry
     return tuple(gradients)

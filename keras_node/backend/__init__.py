@@ -8,10 +8,11 @@ One module per framework, each with the same functions:
 
 `custom_vjp(forward, backward)`
     Gives a function its own gradient. From
-    `forward(args, constants) -> (outputs, residuals)` and
+    `forward(args, constants, keeps) -> (outputs, residuals)` and
     `backward(residuals, cotangent) -> cotangents of args`, with `cotangent` of
     the structure of `outputs`, makes `function(args, constants) -> outputs`.
-    No gradient flows to `constants`.
+    No gradient flows to `constants`. Where `keeps` is false there will be no
+    backward pass, and the residuals are of no account.
 
 `scatter(buffer, indices, updates)`
     As `keras.ops.scatter_update`, but may write into `buffer` itself, whose
@@ -29,6 +30,10 @@ One module per framework, each with the same functions:
 `same_draws()`
     Makes context managers in which random draws without a seed of Keras's are
     the same each time, and leave no trace outside.
+
+`new_tape(size, params)`
+    A `Tape` that keeps the graphs of the first `size` steps of a solve; `()`
+    where there is none.
 
 `while_loop(cond, body, loop_vars)`
     As `keras.ops.while_loop`, for a tuple of structures of tensors.
@@ -61,6 +66,7 @@ set_item = _framework.set_item
 get_item = _framework.get_item
 value = _framework.value
 same_draws = _framework.same_draws
+new_tape = _framework.new_tape
 while_loop = _framework.while_loop
 recorded = _framework.recorded
 identity = _framework.identity

@@ -18,12 +18,15 @@ def vjp(f: Callable, args: tuple, cotangent: Any) -> tuple[Any, tuple]:
 def custom_vjp(forward: Callable, backward: Callable) -> Callable:
     @jax.custom_vjp
     def function(args, constants):
-        return forward(args, constants)[0]
+        return forward(args, constants, False)[0]
+
+    def keeping(args, constants):
+        return forward(args, constants, True)
 
     def gradient(residuals, cotangent):
         return backward(residuals, cotangent), None
 
-    function.defvjp(forward, gradient)
+    function.defvjp(keeping, gradient)
     return function
 
 
@@ -55,6 +58,10 @@ def same_draws() -> Callable:
 
 
 while_loop = keras.ops.while_loop
+
+
+def new_tape(size: int, params: Any) -> tuple:
+    return ()  # what is kept in a compiled loop is reserved beforehand
 
 
 def recorded(f: Callable) -> Callable:

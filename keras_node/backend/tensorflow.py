@@ -39,7 +39,7 @@ def custom_vjp(forward: Callable, backward: Callable) -> Callable:
         def run(*inputs):
             nonlocal structure
             outputs, residuals = forward(
-                *tree.pack_sequence_as((args, constants), list(inputs))
+                *tree.pack_sequence_as((args, constants), list(inputs)), True
             )
             structure = outputs
 
@@ -49,7 +49,8 @@ def custom_vjp(forward: Callable, backward: Callable) -> Callable:
                     # A SavedModel cannot hand over the lists of the forward
                     # solve: there, the gradient solves anew.
                     _, kept = forward(
-                        *tree.pack_sequence_as((args, constants), list(inputs))
+                        *tree.pack_sequence_as((args, constants), list(inputs)),
+                        True,
                     )
                 # Gathered outputs have sparse cotangents.
                 dense = [tf.convert_to_tensor(x) for x in cotangent]
@@ -111,6 +112,10 @@ def same_draws() -> Callable:
 
 
 while_loop = keras.ops.while_loop
+
+
+def new_tape(size: int, params: Any) -> tuple:
+    return ()  # what is kept in a compiled loop is reserved beforehand
 
 
 def recorded(f: Callable) -> Callable:

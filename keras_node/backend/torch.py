@@ -12,29 +12,21 @@ import torch
 
 # Keras has no public way to tell.
 from keras.src.backend import in_symbolic_scope
+from torch.autograd.function import once_differentiable
 
 from keras_node.backend.torch_record import identity as identity
 from keras_node.backend.torch_record import recorded as recorded
+from keras_node.backend.torch_tape import Tape
+from keras_node.backend.torch_tape import cotangents
+from keras_node.backend.torch_tape import leaf
 
 
 def vjp(f: Callable, args: tuple, cotangent: Any) -> tuple[Any, tuple]:
-    inputs = [x.detach().requires_grad_() for x in _flatten(args)]
+    inputs = optree.tree_map(leaf, args)
     with torch.enable_grad():
-        out = f(*_pack_as(args, inputs))
-    pairs = zip(_flatten(out), _flatten(cotangent), strict=True)
-    pairs = [(x, adj_x) for x, adj_x in pairs if x.requires_grad]
-    if pairs and inputs:
-        gradients = torch.autograd.grad(
-            [x for x, _ in pairs],
-            inputs,
-            [adj_x for _, adj_x in pairs],
-            allow_unused=True,
-            materialize_grads=True,
-        )
-    else:
-        gradients = [torch.zeros_like(x) for x in inputs]
-    out = optree.tree_map(torch.Tensor.detach, out)
-    return out, _pack_as(args, list(gradients))
+        out = f(*inputs)
+    adj_args = cotangents(out, inputs, cotangent)
+    return optree.tree_map(torch.Tensor.detach, out), adj_args
 
 
 class _Function(torch.autograd.Function):
@@ -49,6 +41,7 @@ class _Function(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *cotangent):
         return None, *ctx.backward_of_run(cotangent)
 
@@ -63,12 +56,16 @@ def custom_vjp(forward: Callable, backward: Callable) -> Callable:
                 "or JAX."
             )
         inputs = _flatten((args, constants))
+        if not torch.is_grad_enabled() or not any(
+            x.requires_grad for x in inputs
+        ):
+            return forward(args, constants, False)[0]
         structure = None
 
         def run(inputs):
             nonlocal structure
             structure, residuals = forward(
-                *_pack_as((args, constants), list(inputs))
+                *_pack_as((args, constants), list(inputs)), True
             )
             outputs = structure
 
@@ -113,6 +110,10 @@ def set_item(items: Any, i: Any, x: Any) -> Any:
 
 def get_item(items: Any, i: Any, like: Any) -> Any:
     return items.index_select(0, i[None])[0]
+
+
+def new_tape(size: int, params: Any) -> Tape:
+    return Tape(size, params)
 
 
 def while_loop(cond: Callable, body: Callable, loop_vars: tuple) -> tuple:

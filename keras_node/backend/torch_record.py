@@ -38,7 +38,7 @@ _recording = False
 def recorded(f: Callable) -> Callable:
     @functools.wraps(f)
     def call(*args):
-        if _recording or torch.is_grad_enabled() or in_symbolic_scope():
+        if _recording or in_symbolic_scope():
             return f(*args)
         leaves, treespec = optree.tree_flatten(args, none_is_leaf=True)
         tensors = [x for x in leaves if isinstance(x, torch.Tensor)]
@@ -62,7 +62,7 @@ def _key(f: Callable, leaves: list, treespec: Any) -> tuple | None:
     """What determines the graph of a call; `None` if that cannot be told."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
-    key = [f, treespec, keras.config.floatx()]
+    key = [f, treespec, keras.config.floatx(), torch.is_grad_enabled()]
     for x in leaves:
         if type(x) in _TENSORS:
             key += (x.shape, x.stride(), x.dtype, x.device)
@@ -108,10 +108,10 @@ def _record(f: Callable, leaves: list, treespec: Any) -> Callable | None:
 
 
 def _slim(module: fx.GraphModule) -> fx.GraphModule:
-    """Without what is not needed where no gradient is taken."""
+    """Without what needs not be computed, or not each time, or apart."""
     graph = module.graph
     for node in graph.nodes:
-        if node.target is aten.detach.default:
+        if node.target is aten.detach.default and not torch.is_grad_enabled():
             node.replace_all_uses_with(node.args[0])
         elif node.target is aten.lift_fresh_copy.default:
             _keep_constant(module, node)

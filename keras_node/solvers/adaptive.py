@@ -113,6 +113,7 @@ class DormandPrince(Dopri5):
         norm: Callable | None = None,
         integrand: Callable | None = None,
         integral: Any = (),
+        tape: Any = (),
     ) -> Solution:
         if keras.backend.backend() != "tensorflow":
             return super().solve(f, t0, t1, y0, t_eval, norm=norm)
