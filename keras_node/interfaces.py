@@ -15,7 +15,7 @@ import keras
 from keras_node import backend
 from keras_node import structure
 from keras_node.solution import Solution
-from keras_node.solution import known_broken
+from keras_node.solution import known_false
 from keras_node.structure import Bound
 
 
@@ -194,8 +194,6 @@ class Adjoint(Config, abc.ABC):
             tape = ()
             if keeps and self.keep_graphs:
                 tape = backend.new_tape(self.keep_graphs, params)
-            if tape:
-                params = tape.params
             solution = solver.solve(
                 Bound(f, (params, frozen)),
                 t0,
@@ -211,13 +209,13 @@ class Adjoint(Config, abc.ABC):
 
         def backward(residuals, adjoint):
             y0, solution, params, (frozen, times) = residuals
-            if known_broken((adjoint.y1, adjoint.ys)):
-                # The loss is to blame, and not the backward solve.
-                return structure.full_like((y0, params), float("nan"))
             # The adjoint equation is linear: its error is judged relative to
             # its size, and the scale of the loss is of no account. Dynamics
             # in half precision would overflow with that scale.
-            scale, (y1, ys) = structure.unit((adjoint.y1, adjoint.ys))
+            finite, scale, (y1, ys) = _unit((adjoint.y1, adjoint.ys))
+            if known_false(finite):
+                # The loss is to blame, and not the backward solve.
+                return structure.full_like((y0, params), float("nan"))
             gradients = self.pullback(
                 solver,
                 Bound(f, (frozen,)),
@@ -229,8 +227,22 @@ class Adjoint(Config, abc.ABC):
                 params,
                 adjoint._replace(y1=y1, ys=ys),
             )
-            solution.check_gradients(gradients)
-            return tuple(structure.scale(scale, x) for x in gradients)
+            finite, gradients = _scaled(scale, gradients)
+            solution.check_gradients(finite)
+            return gradients
 
         constants = (frozen, t_eval if reports else ())
         return backend.custom_vjp(forward, backward)((y0, params), constants)
+
+
+@backend.recorded
+def _unit(adjoint: Any) -> tuple[Any, Any, Any]:
+    """Whether cotangents are finite, their size, and divided by it."""
+    return structure.all_finite(adjoint), *structure.unit(adjoint)
+
+
+@backend.recorded
+def _scaled(scale: Any, gradients: Any) -> tuple[Any, Any]:
+    """Whether gradients are finite, and times their size."""
+    finite = structure.all_finite(gradients)
+    return finite, tuple(structure.scale(scale, x) for x in gradients)

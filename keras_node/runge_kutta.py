@@ -205,15 +205,9 @@ class RungeKutta(Method):
         """A step that keeps its graph."""
         lands, dt = self._propose(task, state)
 
-        def differentiable(y):
-            # The slope is evaluated again: that of the last step knows nothing
-            # of this graph.
-            step, dense = self._try(task, state.t, dt, y, None)
-            return (step.y1, tuple(dense[2:])), (step, dense)
-
-        tried, graph = tape.run(differentiable, state.y)
+        tried, pullback = tape.run(_try, self, task, state.t, dt, state.y)
         next_state, accepted = self._settle(task, state, lands, dt, *tried)
-        tape.keep(next_state.num_accepted > state.num_accepted, graph)
+        tape.keep(next_state.num_accepted > state.num_accepted, pullback)
         return next_state, accepted
 
     @backend.recorded
@@ -310,6 +304,13 @@ class RungeKutta(Method):
         )
         status = ops.where(t + next_dt <= t, cause, spent)
         return ops.cast(ops.where(going, status, 0), "int32")
+
+
+def _try(solver, task, t, dt, y):
+    """A step for a tape: what has a derivative, and all."""
+    # The slope is evaluated again: that of the step before is not of this one.
+    step, dense = solver._try(task, t, dt, y, None)
+    return (step.y1, tuple(dense[2:])), (step, dense)
 
 
 def _if(condition: Any, status: Status) -> Any:

@@ -8,7 +8,6 @@ import numpy as np
 from keras import ops
 
 from keras_node import backend
-from keras_node import structure
 
 
 class Status(enum.IntEnum):
@@ -99,13 +98,13 @@ class Solution(NamedTuple):
             raise SolverError(_NO_GRADIENT)
         self.check("backward solve", remedies)
 
-    def check_gradients(self, gradients: Any) -> None:
-        """Raises `SolverError` if they are not finite, outside compiled code.
+    def check_gradients(self, finite: Any) -> None:
+        """Raises `SolverError` if they are not `finite`, outside compiled code.
 
         Quiet if the solve had failed.
         """
         failed = self.failed()
-        if failed is not None and not failed.size and known_broken(gradients):
+        if failed is not None and not failed.size and known_false(finite):
             raise SolverError(_NO_GRADIENT)
 
     def check(self, name: str = "solve", remedies: str = _REMEDIES) -> None:
@@ -130,7 +129,7 @@ class Solution(NamedTuple):
         )
 
 
-def known_broken(y: Any) -> bool:
-    """Whether `y` is known not to be finite; never so in compiled code."""
-    finite = backend.value(structure.all_finite(y))
-    return finite is not None and not finite
+def known_false(condition: Any) -> bool:
+    """Whether it is known to be so; nothing is in compiled code."""
+    condition = backend.value(condition)
+    return condition is not None and not condition

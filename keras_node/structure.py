@@ -14,8 +14,6 @@ from typing import NamedTuple
 from keras import ops
 from keras import tree
 
-from keras_node import backend
-
 
 def map_leaves(f: Callable, *ys: Any) -> Any:
     """`keras.tree.map_structure`, which on PyTorch takes as long as `f`."""
@@ -54,7 +52,6 @@ def combine(dt: Any, weights: tuple, slopes: list) -> Any:
     return map_leaves(leaf, *(k for _, k in terms))
 
 
-@backend.recorded
 def scale(factor: Any, y: Any) -> Any:
     return map_leaves(lambda leaf: expand(factor, leaf) * leaf, y)
 
@@ -78,12 +75,10 @@ def where(condition: Any, x: Any, y: Any) -> Any:
     return map_leaves(lambda a, b: ops.where(expand(condition, a), a, b), x, y)
 
 
-@backend.recorded
 def full_like(y: Any, value: float) -> Any:
     return map_leaves(lambda leaf: ops.full_like(leaf, value), y)
 
 
-@backend.recorded
 def nan_unless(success: Any, y: Any) -> Any:
     # As a constant: tf2onnx multiplies by the condition where it sees no NaN.
     return map_leaves(
@@ -91,7 +86,6 @@ def nan_unless(success: Any, y: Any) -> Any:
     )
 
 
-@backend.recorded
 def all_finite(y: Any, per_sample: bool = False) -> Any:
     """Whether every entry is finite: a scalar, or one value per sample."""
     finite = True
@@ -139,7 +133,6 @@ class Bound(NamedTuple):
         return self.f(*args, *self.args)
 
 
-@backend.recorded
 def unit(y: Any) -> tuple[Any, Any]:
     """The size of a state, and the state divided by it: its rms is then 1."""
     # Divided by its peak first: the square of a small gradient underflows.

@@ -65,13 +65,11 @@ def backwards(
         )
         return start, states, *carry
 
-    zeros = structure.full_like(params, 0.0)
     carry = (
         # One list for all segments: XLA fills what it reserves.
         list_like(y0, path.longest_stride),
         path.num_reported - 1,
-        structure.nan_unless(solution.success, adj_y1),
-        structure.nan_unless(ops.all(solution.success), zeros),
+        *_start(solution.success, adj_y1, params),
     )
     end, _, *carry = backend.while_loop(
         lambda end, *_: end > num_kept, undo_segment, (path.num_steps, *carry)
@@ -84,3 +82,13 @@ def backwards(
         )
     _, *gradients = carry
     return tuple(gradients)
+
+
+@backend.recorded
+def _start(success: Any, adj_y1: Any, params: Any) -> tuple[Any, Any]:
+    """The cotangents at the end."""
+    zeros = structure.full_like(params, 0.0)
+    return (
+        structure.nan_unless(success, adj_y1),
+        structure.nan_unless(ops.all(success), zeros),
+    )

@@ -28,7 +28,7 @@ _graphs = collections.OrderedDict()
 _GRAPHS_AT_MOST = 256
 # Recording takes as long as some fifty calls.
 _CALLS_BEFORE = 60
-_TENSORS = (torch.Tensor, torch.nn.Parameter)
+_PLAIN = {bool, int, float, str, type(None)}
 aten = torch.ops.aten
 
 _OWN = ("keras.src.", "keras_node.layers")
@@ -38,73 +38,106 @@ _recording = False
 def recorded(f: Callable) -> Callable:
     @functools.wraps(f)
     def call(*args):
-        if _recording or in_symbolic_scope():
-            return f(*args)
-        leaves, treespec = optree.tree_flatten(args, none_is_leaf=True)
-        tensors = [x for x in leaves if isinstance(x, torch.Tensor)]
-        key = _key(f, leaves, treespec)
-        if key is None:
-            return f(*args)
-        graph = _graphs.pop(key, 0)
-        if graph == _CALLS_BEFORE:
-            graph = _record(f, leaves, treespec)
-        elif isinstance(graph, int):
-            graph += 1
-        _graphs[key] = graph
-        if len(_graphs) > _GRAPHS_AT_MOST:
-            _graphs.popitem(last=False)
-        return graph(tensors) if callable(graph) else f(*args)
+        graph, tensors = graph_of(f, args, _record)
+        return graph(tensors) if graph else f(*args)
 
     return call
 
 
-def _key(f: Callable, leaves: list, treespec: Any) -> tuple | None:
-    """What determines the graph of a call; `None` if that cannot be told."""
+def graph_of(f: Callable, args: tuple, record: Callable) -> tuple:
+    """What `record(f, args)` makes of a function that is called often.
+
+    That is a function of the tensors in `args`, each once, or `None` as long
+    as, or where, there is none. The tensors are returned too.
+    """
+    if _recording or in_symbolic_scope():
+        return None, ()
+    key, tensors = _key(f, args, record)
+    if key is None:
+        return None, ()
+    graph = _graphs.pop(key, 0)
+    if graph == _CALLS_BEFORE:
+        graph = _attempt(record, f, args)
+    elif isinstance(graph, int):
+        graph += 1
+    _graphs[key] = graph
+    if len(_graphs) > _GRAPHS_AT_MOST:
+        _graphs.popitem(last=False)
+    return (graph if callable(graph) else None), tensors
+
+
+def _key(f: Callable, args: tuple, record: Callable) -> tuple:
+    """What determines the graph of a call, or `None`; and the tensors."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return None
-    key = [f, treespec, keras.config.floatx(), torch.is_grad_enabled()]
+        return None, ()
+    leaves, treespec = flatten(args)
+    key = [f, record, treespec, keras.config.floatx(), torch.is_grad_enabled()]
+    tensors = {}
     for x in leaves:
-        if type(x) in _TENSORS:
-            key += (x.shape, x.stride(), x.dtype, x.device)
-            continue
-        if isinstance(x, (bool, int, float, str, type(None))):
-            key += (type(x), x)
-            continue
-        if isinstance(x, types.FunctionType):
-            # One of a user's, or a closure, may read what changes.
-            own = x.__module__.startswith("keras_node.")
-            identity = x if own and x.__closure__ is None else None
+        kind = type(x)
+        if kind is torch.Tensor or kind is torch.nn.Parameter:
+            if id(x) in tensors:  # the same tensor in two places
+                key.append(list(tensors).index(id(x)))
+            else:
+                tensors[id(x)] = x
+                key.append((x.shape, x.stride(), x.dtype, x.device))
+        elif kind in _PLAIN:
+            key.append((kind, x))
         else:
-            identity = x.identity() if hasattr(x, "identity") else None
-        if identity is None:
-            return None
-        key.append(identity)
-    return tuple(key)
+            identity = _identity(x)
+            if identity is None:
+                return None, ()
+            key.append(identity)
+    return tuple(key), list(tensors.values())
 
 
-def _record(f: Callable, leaves: list, treespec: Any) -> Callable | None:
+def _identity(x: Any) -> Any:
+    if isinstance(x, types.FunctionType):
+        # One of a user's, or a closure, may read what changes.
+        own = x.__module__.startswith("keras_node.")
+        return x if own and x.__closure__ is None else None
+    return x.identity() if hasattr(x, "identity") else None
+
+
+def flatten(structure: Any) -> tuple[list, Any]:
+    return optree.tree_flatten(structure, none_is_leaf=True)
+
+
+def _attempt(record: Callable, f: Callable, args: tuple) -> Callable | None:
     global _recording
-    places = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor)]
-    outputs = None
-
-    def flat(*tensors):
-        nonlocal outputs
-        inputs = list(leaves)
-        for i, x in zip(places, tensors, strict=True):
-            inputs[i] = x
-        result = f(*optree.tree_unflatten(treespec, inputs))
-        flat_result, outputs = optree.tree_flatten(result, none_is_leaf=True)
-        return flat_result
-
     _recording = True
     try:
-        graph = make_fx(flat)(*(leaves[i].detach() for i in places))
+        return record(f, args)
     except Exception:  # of whatever kind; it is no more than a shortcut
         return None
     finally:
         _recording = False
-    forward = _slim(graph).forward
-    return lambda tensors: optree.tree_unflatten(outputs, forward(*tensors))
+
+
+def _record(f: Callable, args: tuple) -> Callable:
+    module, treespec = module_of(lambda args: f(*args), args)
+    forward = module.forward
+    return lambda tensors: optree.tree_unflatten(treespec, forward(*tensors))
+
+
+def module_of(f: Callable, args: Any) -> tuple[fx.GraphModule, Any]:
+    """The graph of `f(args)`, from the tensors in `args` to what it returns.
+
+    That is flat; its structure is returned too.
+    """
+    leaves, inputs = flatten(args)
+    tensors = {id(x): x for x in leaves if isinstance(x, torch.Tensor)}
+    outputs = None
+
+    def flat(*replacements):
+        nonlocal outputs
+        given = dict(zip(tensors, replacements, strict=True))
+        replaced = [given.get(id(x), x) for x in leaves]
+        result, outputs = flatten(f(optree.tree_unflatten(inputs, replaced)))
+        return result
+
+    module = make_fx(flat)(*(x.detach() for x in tensors.values()))
+    return _slim(module), outputs
 
 
 def _slim(module: fx.GraphModule) -> fx.GraphModule:

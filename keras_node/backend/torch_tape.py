@@ -1,10 +1,14 @@
-"""The graphs of the first steps of a solve, kept for their derivatives."""
+"""The first steps of a solve, kept for their derivatives."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import optree
 import torch
+from torch import fx
+
+from keras_node.backend import torch_record
 
 
 def cotangents(outputs: Any, inputs: Any, cotangent: Any) -> Any:
@@ -33,9 +37,9 @@ def leaf(x: torch.Tensor) -> torch.Tensor:
 
 
 class Tape:
-    """Keeps PyTorch's graphs of the first `size` steps of a solve.
+    """Keeps what the first `size` steps of a solve have computed.
 
-    What a step has computed need not be computed again for its derivative.
+    It need not be computed again for their derivatives.
 
     Args:
         size: Int.
@@ -43,42 +47,133 @@ class Tape:
     """
 
     def __init__(self, size: int, params: Any):
-        self.params = optree.tree_map(leaf, params)
         self._size = size
-        self._graphs = []
+        self._params = params
+        self._pullbacks = []
 
     def __bool__(self) -> bool:
         return True
 
     def __len__(self) -> int:
-        return len(self._graphs)
+        return len(self._pullbacks)
 
     @property
     def runs(self) -> bool:
         """Whether there is room."""
         return len(self) < self._size
 
-    def run(self, f: Callable, y: Any) -> tuple[Any, tuple]:
-        """Calls `f(y)`, which returns a pair: what has a derivative, and all.
+    def run(self, f: Callable, *args: Any) -> tuple[Any, Callable]:
+        """Takes a step, `f(*args)`, from the state `args[-1]`.
 
-        It reads `params`. Returns the latter, and the graph of the former.
+        It returns what has a derivative, and all else. The latter is returned,
+        and the pullback of the former: from its cotangent to those of the
+        state and of `params`.
         """
-        y = optree.tree_map(leaf, y)
-        with torch.enable_grad():
-            outputs, everything = f(y)
-        everything = optree.tree_map(torch.Tensor.detach, everything)
-        return everything, (outputs, (y, self.params))
+        args = (self._params, *args)
+        graph, tensors = torch_record.graph_of(f, args, _record)
+        return graph(tensors) if graph else _run(f, args)
 
-    def keep(self, accept: Any, graph: tuple) -> None:
-        """Keeps the graph of a step that was tried, if it is accepted."""
+    def keep(self, accept: Any, pullback: Callable) -> None:
+        """Keeps a step that was tried, if it is accepted."""
         if accept:
-            self._graphs.append(graph)
+            self._pullbacks.append(pullback)
 
     def pull(self, i: Any, cotangent: Any) -> tuple | None:
-        """The cotangents of the state and of `params` before step `i`.
+        """The cotangents before step `i`; `None` if it was not kept."""
+        return self._pullbacks[i](cotangent) if i < len(self) else None
 
-        From those of what has a derivative. `None` if it was not kept.
-        """
-        if i >= len(self):
-            return None
-        return cotangents(*self._graphs[i], cotangent)
+
+def _run(f: Callable, args: tuple) -> tuple[Any, Callable]:
+    """As PyTorch has it: the pullback is its graph."""
+    watched = {id(x): leaf(x) for x in optree.tree_leaves((args[0], args[-1]))}
+
+    def watch(structure):
+        return optree.tree_map(lambda x: watched.get(id(x), x), structure)
+
+    params, *args = watch(args)
+    with torch.enable_grad():
+        outputs, others = f(*args)
+    others = optree.tree_map(torch.Tensor.detach, others)
+    return others, functools.partial(cotangents, outputs, (args[-1], params))
+
+
+def _record(f: Callable, args: tuple) -> Callable:
+    """`_run` as two graphs: what the second needs, the first returns too."""
+
+    def both(args_and_cotangent):
+        args, cotangent = args_and_cotangent
+        others, pullback = _run(f, args)
+        return others, pullback(cotangent)
+
+    outputs, _ = f(*args[1:])
+    cotangent = optree.tree_map(torch.zeros_like, outputs)
+    module, treespec = torch_record.module_of(both, (args, cotangent))
+    of_others, of_cotangents = treespec.children()
+    leaves, _ = torch_record.flatten(args)
+    num_inputs = len({id(x) for x in leaves if isinstance(x, torch.Tensor)})
+    forward, backward = _split(module, num_inputs, of_others.num_leaves)
+
+    def run(tensors):
+        results = forward(*tensors)
+        others = results[: of_others.num_leaves]
+        saved = results[of_others.num_leaves :]
+
+        def pullback(cotangent):
+            leaves = optree.tree_leaves(cotangent)
+            return optree.tree_unflatten(
+                of_cotangents, backward(*saved, *leaves)
+            )
+
+        return optree.tree_unflatten(of_others, others), pullback
+
+    return run
+
+
+def _split(
+    module: fx.GraphModule, num_inputs: int, num_outputs: int
+) -> tuple[Callable, Callable]:
+    """Splits a graph in two, one to be called after the other.
+
+    The first takes the first `num_inputs` and returns the first `num_outputs`
+    and, after them, what the second takes before the other inputs.
+    """
+    nodes = list(module.graph.nodes)
+    inputs = [node for node in nodes if node.op == "placeholder"]
+    (outputs,) = module.graph.output_node().args
+    second = set(inputs[num_inputs:])
+    for node in nodes:
+        if node.op != "output" and second.intersection(node.all_input_nodes):
+            second.add(node)
+    last = module.graph.output_node()
+    saved = [
+        node
+        for node in nodes
+        if node not in second
+        and node.op in ("placeholder", "call_function")
+        and (
+            second.intersection(node.users)
+            or (last in node.users and node in outputs[num_outputs:])
+        )
+    ]
+
+    def part(inputs, outputs, left_out):
+        graph, copies = fx.Graph(), {}
+        for node in inputs:
+            copies[node] = graph.placeholder(node.name)
+        for node in nodes:
+            if node.op in ("call_function", "get_attr"):
+                if node not in copies and node not in left_out:
+                    copies[node] = graph.node_copy(node, copies.__getitem__)
+        graph.output([copies.get(node, node) for node in outputs])
+        graph.eliminate_dead_code()
+        return fx.GraphModule(module, graph).forward
+
+    calls = {node for node in nodes if node.op == "call_function"}
+    return (
+        part(inputs[:num_inputs], [*outputs[:num_outputs], *saved], second),
+        part(
+            [*saved, *inputs[num_inputs:]],
+            outputs[num_outputs:],
+            calls - second,
+        ),
+    )
