@@ -196,37 +196,32 @@ class RungeKutta(Method):
 
     @backend.recorded
     def _step(self, task, state):
-        lands, dt = self._propose(task, state)
         slope = state.slope if self._carries(task) else None
-        tried = self._try(task, state.t, dt, state.y, slope)
-        return self._settle(task, state, lands, dt, *tried)
+        return self._settle(task, state, *self._try(task, state, slope))
 
     def _step_on(self, tape, task, state):
-        """A step that keeps its graph."""
-        lands, dt = self._propose(task, state)
-
-        tried, pullback = tape.run(_try, self, task, state.t, dt, state.y)
-        next_state, accepted = self._settle(task, state, lands, dt, *tried)
+        """A step that is kept for its derivative."""
+        (next_state, accepted), pullback = tape.run(
+            _differentiable, RungeKutta._settle, (self, task, state), state.y
+        )
         tape.keep(next_state.num_accepted > state.num_accepted, pullback)
         return next_state, accepted
 
-    @backend.recorded
-    def _propose(self, task, state):
-        """Whether the next step is to land at the end, and its size."""
+    def _try(self, task, state, slope):
+        """A step to where it should end, and the state inside of it."""
         lands = self._lands(state, task.span)
         dt = ops.where(lands, task.span - state.t, state.dt)
-        # Samples that have arrived take a step of no length.
-        return lands, ops.where(state.going, dt, ops.zeros_like(dt))
-
-    @backend.recorded
-    def _try(self, task, t, dt, y, slope):
-        """A step, and the state inside of it if that is wanted."""
+        if self.per_sample:
+            # Samples that have arrived take a step of no length.
+            dt = ops.where(state.going, dt, ops.zeros_like(dt))
         carries = self._carries(task)
-        step = self.step(task.f, t, dt, y, slope, end_slope=carries)
-        dense = self.dense(t, dt, y, step.slopes) if task.dense else ()
-        return step, dense
+        step = self.step(task.f, state.t, dt, state.y, slope, end_slope=carries)
+        # What is wanted of its inside, if anything is.
+        dense = ()
+        if task.dense:
+            dense = self.dense(state.t, dt, state.y, step.slopes)
+        return lands, dt, step, dense
 
-    @backend.recorded
     def _settle(self, task, state, lands, dt, step, dense):
         """The state after a step, and what the reports need of it."""
         going, carries = state.going, self._carries(task)
@@ -240,12 +235,11 @@ class RungeKutta(Method):
         accepted = _Accepted(accept, dense, step.y1) if dense else ()
         trajectory = state.trajectory
         if trajectory:
-            trajectory = trajectory.write(
-                ops.any(accept),
-                state.t,
-                ops.where(accept, dt, ops.zeros_like(dt)),
-                state.y,
-            )
+            keep, size = accept, dt
+            if self.per_sample:
+                keep = ops.any(accept)
+                size = ops.where(accept, dt, ops.zeros_like(dt))
+            trajectory = trajectory.write(keep, state.t, size, state.y)
         end = ops.where(lands, task.span, state.t + dt)
         t = ops.where(accept, end, state.t)
         num_steps = state.num_steps + ops.cast(going, "int32")
@@ -306,11 +300,12 @@ class RungeKutta(Method):
         return ops.cast(ops.where(going, status, 0), "int32")
 
 
-def _try(solver, task, t, dt, y):
-    """A step for a tape: what has a derivative, and all."""
+def _differentiable(solver, task, state):
+    """A step on a tape: what has a derivative, and all of it."""
     # The slope is evaluated again: that of the step before is not of this one.
-    step, dense = solver._try(task, t, dt, y, None)
-    return (step.y1, tuple(dense[2:])), (step, dense)
+    tried = solver._try(task, state, None)
+    *_, step, dense = tried
+    return (step.y1, tuple(dense[2:])), tried
 
 
 def _if(condition: Any, status: Status) -> Any:

@@ -10,11 +10,6 @@ from keras import ops
 from keras_node import structure
 
 
-def tolerance(y: Any, rtol: float, atol: float) -> Any:
-    """The error allowed in each entry of a state."""
-    return structure.map_leaves(lambda leaf: atol + rtol * ops.abs(leaf), y)
-
-
 def initial_step(
     f: Callable,
     y0: Any,
@@ -46,7 +41,7 @@ def initial_step(
           2nd edition, section II.4, "Starting Step Size"; the names are
           theirs.
     """
-    scale = tolerance(y0, rtol, atol)
+    scale = structure.map_leaves(lambda y: atol + rtol * ops.abs(y), y0)
 
     def scaled_norm(y):
         # Clipped, or the square of a steep slope would overflow.
@@ -84,11 +79,12 @@ def error_ratio(
     norm: Callable = structure.rms_norm,
 ) -> Any:
     """The error of a step in units of the error allowed: at most 1 is good."""
-    larger = structure.map_leaves(
-        lambda a, b: structure.larger(ops.abs(a), ops.abs(b)), y0, y1
-    )
-    scale = tolerance(larger, rtol, atol)
-    return norm(structure.map_leaves(ops.divide, error, scale))
+
+    def relative(error, a, b):
+        larger = structure.larger(ops.abs(a), ops.abs(b))
+        return error / (atol + rtol * larger)
+
+    return norm(structure.map_leaves(relative, error, y0, y1))
 
 
 def next_step(dt: Any, ratio: Any, order: int) -> Any:
@@ -101,8 +97,8 @@ def next_step(dt: Any, ratio: Any, order: int) -> Any:
         - Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I",
           2nd edition, section II.4, equation (4.13)
     """
-    broken = ops.logical_not(ops.isfinite(ratio))
-    ratio = ops.where(broken, 1e30, structure.larger(ratio, 1e-30))
+    ratio = ops.where(ratio < 1e30, ratio, 1e30)  # not for NaN
+    ratio = structure.larger(ratio, 1e-30)
     return dt * ops.clip(0.9 * ratio ** (-1 / order), 0.2, 10.0)
 
 

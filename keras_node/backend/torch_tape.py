@@ -62,16 +62,25 @@ class Tape:
         """Whether there is room."""
         return len(self) < self._size
 
-    def run(self, f: Callable, *args: Any) -> tuple[Any, Callable]:
-        """Takes a step, `f(*args)`, from the state `args[-1]`.
+    def run(
+        self, f: Callable, then: Callable, args: tuple, y: Any
+    ) -> tuple[Any, Callable]:
+        """Takes a step from the state `y`, which is somewhere in `args`.
 
-        It returns what has a derivative, and all else. The latter is returned,
-        and the pullback of the former: from its cotangent to those of the
-        state and of `params`.
+        Args:
+            f: What is to be differentiated, `f(*args)`. It returns what has a
+                derivative, and a tuple of what else it made.
+            then: What is done next, `then(*args, *made)`.
+            args: A structure, with `y` and `params` in it.
+            y: The state.
+
+        Returns:
+            What `then` returns, and the pullback of `f`: from the cotangent of
+            what has a derivative to those of `y` and of `params`.
         """
-        args = (self._params, *args)
-        graph, tensors = torch_record.graph_of(f, args, _record)
-        return graph(tensors) if graph else _run(f, args)
+        args = ((y, self._params), f, then, args)
+        graph, tensors = torch_record.graph_of(_run, args, _record)
+        return graph(tensors) if graph else _run(*args)
 
     def keep(self, accept: Any, pullback: Callable) -> None:
         """Keeps a step that was tried, if it is accepted."""
@@ -83,29 +92,35 @@ class Tape:
         return self._pullbacks[i](cotangent) if i < len(self) else None
 
 
-def _run(f: Callable, args: tuple) -> tuple[Any, Callable]:
+def _run(inputs: Any, f: Callable, then: Callable, args: tuple) -> tuple:
     """As PyTorch has it: the pullback is its graph."""
-    watched = {id(x): leaf(x) for x in optree.tree_leaves((args[0], args[-1]))}
+    watched = {id(x): leaf(x) for x in optree.tree_leaves(inputs)}
 
     def watch(structure):
         return optree.tree_map(lambda x: watched.get(id(x), x), structure)
 
-    params, *args = watch(args)
     with torch.enable_grad():
-        outputs, others = f(*args)
-    others = optree.tree_map(torch.Tensor.detach, others)
-    return others, functools.partial(cotangents, outputs, (args[-1], params))
+        outputs, made = f(*watch(args))
+    made = optree.tree_map(_detached, made)
+    return then(*args, *made), functools.partial(
+        cotangents, outputs, watch(inputs)
+    )
 
 
-def _record(f: Callable, args: tuple) -> Callable:
+def _detached(x: Any) -> Any:
+    return x.detach() if isinstance(x, torch.Tensor) else x
+
+
+def _record(run: Callable, args: tuple) -> Callable:
     """`_run` as two graphs: what the second needs, the first returns too."""
 
     def both(args_and_cotangent):
         args, cotangent = args_and_cotangent
-        others, pullback = _run(f, args)
+        others, pullback = run(*args)
         return others, pullback(cotangent)
 
-    outputs, _ = f(*args[1:])
+    _, f, _, f_args = args
+    outputs, _ = f(*f_args)
     cotangent = optree.tree_map(torch.zeros_like, outputs)
     module, treespec = torch_record.module_of(both, (args, cotangent))
     of_others, of_cotangents = treespec.children()
