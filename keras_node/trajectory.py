@@ -16,28 +16,28 @@ class Trajectory(NamedTuple):
     states, every `stride`-th is kept, in a fixed number of slots: when they
     are full, every second one is given up and the stride doubles. `N` states
     in `C` slots are so never further apart than `2 N / C` steps.
-
-    The last row of each buffer takes what is not to be kept.
     """
 
-    t: Any  # (max_steps + 1,): where the steps start
-    dt: Any  # (max_steps + 1,): their sizes
-    y: Any  # slots + 1 states, at the start of every stride-th step
-    slots: Any  # (slots,): the row of `y` that holds the i-th state kept
-    stride: Any
+    t: Any  # max_steps times: where the steps start
+    dt: Any  # max_steps times: their sizes
+    y: Any  # states at the start of every stride-th step; the last is waste
+    time: Any  # any time
+    capacity: Any  # (C, max_steps, 0): empty, for its shape alone
+    stride: Any  # a power of 2
     num_steps: Any  # steps written
     num_reported: Any  # states reported on the way, at `t_eval`
 
     @classmethod
     def empty(cls, t: Any, y: Any, max_steps: int, slots: int) -> "Trajectory":
-        """Buffers for times like `t` and states like `y`."""
+        """Lists for times like `t` and states like `y`."""
         slots = min(slots, max_steps)
         slots += slots % 2  # halves must be whole
         return cls(
-            t=rows_like(t, max_steps + 1),
-            dt=rows_like(t, max_steps + 1),
+            t=list_like(t, max_steps),
+            dt=list_like(t, max_steps),
             y=list_like(y, slots + 1),
-            slots=ops.arange(0, slots, dtype="int32"),
+            time=t,
+            capacity=ops.zeros((slots, max_steps, 0)),
             stride=ops.ones((), "int32"),
             num_steps=ops.zeros((), "int32"),
             num_reported=ops.zeros((), "int32"),
@@ -46,43 +46,53 @@ class Trajectory(NamedTuple):
     @property
     def longest_stride(self) -> int:
         """The stride after `max_steps` steps."""
-        stride, max_steps = 1, self.t.shape[0] - 1
-        while stride * self.slots.shape[0] < max_steps:
+        slots, max_steps, _ = self.capacity.shape
+        stride = 1
+        while stride * slots < max_steps:
             stride *= 2
         return stride
 
     def write(self, keep: Any, t: Any, dt: Any, y: Any) -> "Trajectory":
-        """Adds the step of size `dt` from `(t, y)`, if `keep` is true."""
-        n, size = self.num_steps, self.slots.shape[0]
-        full = ops.logical_and(keep, ops.equal(n, size * self.stride))
-        # The rows of the states given up are the next to be written.
-        kept_first = ops.concatenate([self.slots[0::2], self.slots[1::2]])
-        slots = ops.where(full, kept_first, self.slots)
+        """Adds the step of size `dt` from `(t, y)`, if `keep` is true.
+
+        If not, the next one will take its place.
+        """
+        n, slots = self.num_steps, self.capacity.shape[0]
+        full = ops.equal(n, slots * self.stride)
         stride = ops.where(full, 2 * self.stride, self.stride)
-        store = ops.logical_and(keep, ops.equal(n % stride, 0))
-        # A step that is not kept may find all slots taken.
-        slot = ops.take(slots, ops.minimum(n // stride, size - 1))
-        row = ops.where(store, slot, size)
-        index = ops.where(keep, n, self.t.shape[0] - 1)
+        store = ops.equal(ops.bitwise_and(n, stride - 1), 0)
+        slot = ops.where(store, self._slot(n, stride), slots)
         return self._replace(
-            t=write_row(self.t, index, t),
-            dt=write_row(self.dt, index, dt),
-            y=set_item(self.y, row, y),
-            slots=slots,
+            t=set_item(self.t, n, t),
+            dt=set_item(self.dt, n, dt),
+            y=set_item(self.y, slot, y),
             stride=stride,
             num_steps=n + ops.cast(keep, "int32"),
         )
 
+    def _slot(self, n: Any, stride: Any) -> Any:
+        """Where the state of step `n` is, a multiple of the stride.
+
+        `C` states may be kept, `C` even: the multiples of `stride` from `0`
+        to `(C - 1) stride`. Modulo `C - 1`, which is odd, they differ, but
+        for the last, which has a slot of its own. When the stride doubles,
+        the last is given up, and the others stay where they are.
+        """
+        last = self.capacity.shape[0] - 1
+        return ops.where(ops.equal(n, last * stride), last, n % last)
+
     def step(self, i: Any) -> tuple[Any, Any]:
         """The start and the size of step `i`."""
-        return read_row(self.t, i), read_row(self.dt, i)
+        return get_item(self.t, i, self.time), get_item(self.dt, i, self.time)
 
-    def state(self, i: Any, like: Any) -> Any:
-        """The state at the start of step `i`, a multiple of the stride.
+    def start(self, end: Any, like: Any) -> tuple[Any, Any]:
+        """The last step before step `end` whose state was kept, and that state.
 
         `like` is any state.
         """
-        return get_item(self.y, ops.take(self.slots, i // self.stride), like)
+        # Rounded down to a multiple of the stride.
+        i = ops.bitwise_and(end - 1, -self.stride)
+        return i, get_item(self.y, self._slot(i, self.stride), like)
 
 
 def list_like(y: Any, size: int) -> Any:

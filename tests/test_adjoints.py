@@ -434,5 +434,6 @@ def test_a_record_keeps_every_stride_th_state():
         assert (n + 1) / 4 <= stride <= max(1, (n + 1) / 2)
         for i in range(0, n + 1, stride):
             index = ops.convert_to_tensor(i, "int32")
-            assert float(path.state(index, state)[0]) == i
             assert float(path.step(index)[0]) == i
+            start, kept = path.start(index + 1, state)
+            assert int(start) == i and float(kept[0]) == i

@@ -143,3 +143,37 @@ def test_what_is_recorded_does_what_the_network_does():
     gain.factor = -1.0
     assert np.abs(solved(block) - first).max() > 1e-2
     assert recorded(block.dynamics) == 0
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "jax", reason="XLA's layouts, on JAX"
+)
+@pytest.mark.parametrize(
+    "layer, shape",
+    [
+        (layers.Conv1D(3, 3, strides=2), (2, 9, 4)),
+        (layers.Conv2D(3, 3, padding="same", dilation_rate=2), (2, 8, 7, 4)),
+        (layers.Conv2D(4, 3, groups=2), (2, 8, 7, 4)),
+        (layers.Conv2D(3, 2, data_format="channels_first"), (2, 4, 6, 5)),
+        (layers.Conv3D(3, 2), (2, 4, 5, 3, 2)),
+        (layers.DepthwiseConv2D(3, strides=2), (2, 8, 7, 4)),
+        (layers.SeparableConv2D(3, 3), (2, 8, 7, 4)),
+        (layers.Conv2DTranspose(3, 3, strides=2), (2, 5, 4, 4)),
+    ],
+)
+def test_gradients_of_convolutions_are_those_of_jax(layer, shape):
+    import jax
+
+    x = np.random.default_rng(0).normal(size=shape).astype("float32")
+    layer(x)
+    weights = [v.value for v in layer.trainable_variables]
+
+    def f(x, weights):
+        return layer.stateless_call(weights, [], x)[0]
+
+    out, pullback = jax.vjp(f, x, weights)
+    ours = jax.jit(lambda *args: backend.vjp(f, args, out))(x, weights)[1]
+    for a, b in zip(
+        jax.tree.leaves(ours), jax.tree.leaves(pullback(out)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)

@@ -46,8 +46,7 @@ def backwards(
 
     def undo_segment(end, states, *carry):
         """Back to the checkpoint before step `end`."""
-        start = (end - 1) // path.stride * path.stride
-        y = path.state(start, like=y0)
+        start, y = path.start(end, like=y0)
         states = set_item(states, start * 0, y)
 
         def redo(i, states, y):

@@ -8,11 +8,19 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
+from jax import lax
+from jax.extend import core
+
+from keras_node.backend.jax_layout import laid_out
+
+# Where it is from JAX 0.10 on.
+_concrete_or_error = getattr(core, "concrete_or_error", None)
+_concrete_or_error = _concrete_or_error or jax.core.concrete_or_error
 
 
 def vjp(f: Callable, args: tuple, cotangent: Any) -> tuple[Any, tuple]:
     out, pullback = jax.vjp(f, *args)
-    return out, pullback(cotangent)
+    return out, laid_out(pullback)(cotangent)
 
 
 def custom_vjp(forward: Callable, backward: Callable) -> Callable:
@@ -39,16 +47,16 @@ def new_list(like: Any, size: int) -> Any:
 
 
 def set_item(items: Any, i: Any, x: Any) -> Any:
-    return items.at[i].set(x)
+    return lax.dynamic_update_index_in_dim(items, x, i, 0)
 
 
 def get_item(items: Any, i: Any, like: Any) -> Any:
-    return items[i]
+    return lax.dynamic_index_in_dim(items, i, 0, keepdims=False)
 
 
 def value(x: Any) -> np.ndarray | None:
     try:  # `jax.grad` traces outside of `jax.jit` as well, and knows values
-        return np.asarray(jax.core.concrete_or_error(None, x))
+        return np.asarray(_concrete_or_error(None, x))
     except jax.errors.ConcretizationTypeError:
         return None
 
