@@ -180,6 +180,23 @@ def test_the_discrete_adjoint_evaluates_no_more_than_it_promises(
         assert 6 * steps < backward <= 12 * steps
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="PyTorch would have dropped it"
+)
+def test_a_second_derivative_is_refused():
+    import torch
+
+    y0 = torch.ones((2, 3), requires_grad=True)
+    solution = adjoints.DiscreteAdjoint().integrate(
+        solvers.RK4(), lambda t, y, a, frozen: a * y, 0.0, 1.0, y0, ops.ones(3)
+    )
+    loss = ops.sum(solution.y1**3)
+    (slope,) = torch.autograd.grad(loss, [y0], create_graph=True)
+    np.testing.assert_allclose(numpy(slope), 3 * np.exp(3), rtol=1e-3)
+    with pytest.raises(NotImplementedError, match="once more"):
+        torch.autograd.grad(ops.sum(slope**2 + y0), [y0])
+
+
 @pytest.mark.parametrize("how", COMPILED)
 def test_the_default_checkpoints_serve_ten_thousand_steps(how):
     _, (adj_y0, adj_params) = gradients(

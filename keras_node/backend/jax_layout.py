@@ -12,20 +12,24 @@ from typing import Any
 import jax
 from jax import lax
 from jax.extend.core import Literal
+from jax.extend.core import jaxpr_as_fun
 
 _P = lax.conv_general_dilated_p
 
 
 def laid_out(f: Callable) -> Callable:
     """The function `f` of one structure, its convolutions as described."""
-    if jax.default_backend() != "cpu":
-        return f
 
     def function(x):
-        closed, outputs = jax.make_jaxpr(f, return_shape=True)(x)
-        if not any(equation.primitive is _P for equation in closed.eqns):
+        leaves = jax.tree.leaves(x)
+        compiled = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+        if not compiled or jax.default_backend() != "cpu":
             return f(x)
-        flat = _run(closed.jaxpr, closed.consts, jax.tree.leaves(x))
+        closed, outputs = jax.make_jaxpr(f, return_shape=True)(x)
+        if any(equation.primitive is _P for equation in closed.eqns):
+            flat = _run(closed.jaxpr, closed.consts, leaves)
+        else:
+            flat = jaxpr_as_fun(closed)(*leaves)
         return jax.tree.unflatten(jax.tree.structure(outputs), flat)
 
     return function

@@ -12,7 +12,6 @@ import torch
 
 # Keras has no public way to tell.
 from keras.src.backend import in_symbolic_scope
-from torch.autograd.function import once_differentiable
 
 from keras_node.backend.torch_record import identity as identity
 from keras_node.backend.torch_record import recorded as recorded
@@ -33,6 +32,7 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx, run, *inputs):
         outputs, ctx.backward_of_run = run(inputs)
+        ctx.save_for_backward(*inputs)
         # An output that is a residual too would keep itself alive.
         outputs = [x.detach() for x in outputs]
         ctx.mark_non_differentiable(
@@ -41,9 +41,30 @@ class _Function(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *cotangent):
-        return None, *ctx.backward_of_run(cotangent)
+        with torch.no_grad():
+            gradients = ctx.backward_of_run(cotangent)
+        if torch.is_grad_enabled():
+            # With `create_graph`, they are to be differentiated again.
+            inputs = (*ctx.saved_tensors, *cotangent)
+            gradients = _Once.apply(gradients, *inputs)
+        return None, *gradients
+
+
+class _Once(torch.autograd.Function):
+    """Gradients that have no derivative by the inputs that they came from."""
+
+    @staticmethod
+    def forward(ctx, gradients, *inputs):
+        return tuple(gradients)
+
+    @staticmethod
+    def backward(ctx, *cotangent):
+        raise NotImplementedError(
+            "The gradient of a solve cannot be differentiated once more: "
+            "second derivatives, as of a penalty on gradients, are not "
+            "available through an `ODEBlock`."
+        )
 
 
 def custom_vjp(forward: Callable, backward: Callable) -> Callable:

@@ -28,11 +28,10 @@ _graphs = collections.OrderedDict()
 _GRAPHS_AT_MOST = 256
 # Recording takes as long as some fifty calls.
 _CALLS_BEFORE = 60
-_PLAIN = {bool, int, float, str, type(None)}
-aten = torch.ops.aten
-
-_OWN = ("keras.src.", "keras_node.layers")
 _recording = False
+_PLAIN = {bool, int, float, str, type(None)}
+_OWN = ("keras.src.", "keras_node.layers")
+aten = torch.ops.aten
 
 
 def recorded(f: Callable) -> Callable:
@@ -69,6 +68,8 @@ def graph_of(f: Callable, args: tuple, record: Callable) -> tuple:
 def _key(f: Callable, args: tuple, record: Callable) -> tuple:
     """What determines the graph of a call, or `None`; and the tensors."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return None, ()
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         return None, ()
     leaves, treespec = flatten(args)
     key = [f, record, treespec, keras.config.floatx(), torch.is_grad_enabled()]

@@ -72,17 +72,20 @@ BOUTS = {
     ],
     "fit": [[f"fit {way} {f}" for way in WAYS[:2] for f in ("ode", "dense")]],
     "conv": [
-        pairs(["tsit5"], ["discrete"], ("tf", "torch")) + TORCHDIFFEQ,
+        pairs(["tsit5"], ["discrete"], ("tf", "jax", "torch")) + TORCHDIFFEQ,
         pairs(["tsit5"], OTHERS, ("tf", "torch"))
+        + pairs(["dopri5"], ["discrete"], ("tf", "jax", "torch"))
         + floors(20, 18, ("tf", "torch"))
         + TFP[:1],
-        pairs(["tsit5"], ["discrete"], ("jax", "tf-jit"))
+        pairs(["tsit5"], ["discrete"], ("tf-jit",))
         + diffrax("RecursiveCheckpoint", "Backsolve")[:2],
     ],
     "loop": [
         pairs(["tsit5", "tsit5+per_sample"], ["discrete"], ("tf-jit", "jax"))
         + diffrax("Direct")[:1]
         + ["torchode torch tsit5 none"],
+        pairs(["dopri5"], ["discrete"], ("tf-jit", "jax", "torch"))
+        + floors(206, 0, ("tf-jit", "jax", "torch")),
         pairs(["tsit5", "tsit5+per_sample"], ["discrete"], ("tf", "torch"))
         + ["torchode torch dopri5 none"]
         + TORCHDIFFEQ[:1]
@@ -91,7 +94,10 @@ BOUTS = {
     "long": [
         pairs(["tsit5"], ["discrete"], ("tf-jit", "jax"))
         + diffrax("RecursiveCheckpoint")[:1],
-        pairs(["tsit5"], OTHERS, ("tf-jit", "jax")) + diffrax("Backsolve")[:1],
+        pairs(["tsit5"], OTHERS, ("tf-jit", "jax"))
+        + pairs(["dopri5"], ["discrete"], ("tf-jit", "jax"))
+        + diffrax("Backsolve")[:1],
+        pairs(["tsit5"], ["discrete"], ("torch",)) + TORCHDIFFEQ,
     ],
 }
 
