@@ -59,27 +59,34 @@ def report(
     Returns:
         `ys` and `pointer` after the step.
     """
-    size = ops.shape(s_eval)[0]
-    end = step.t + step.dt
-
-    def due(pointer):
-        s = ops.take(s_eval, ops.minimum(pointer, size - 1))
-        # Rounding may leave t + dt just short of the end of the interval.
-        inside = ops.logical_or(s <= end, step.fraction(s) <= 1)
-        more = ops.logical_and(pointer < size, inside)
-        return ops.logical_and(accept, more), s
-
-    def write(ys, pointer):
-        now, s = due(pointer)
-        theta = step.fraction(s)
-        state = structure.where(theta >= 1, y1, step.at(theta))
-        state = structure.nan_unless(s >= 0, state)
-        row = ops.where(now, pointer, size)
-        return write_row(ys, row, state), pointer + ops.cast(now, "int32")
-
-    return backend.while_loop(
-        lambda _, pointer: ops.any(due(pointer)[0]), write, (ys, pointer)
+    ys, pointer, _, _ = backend.while_loop(
+        lambda ys, pointer, now, s: ops.any(now),
+        lambda *carry: _report_one(s_eval, accept, step, y1, *carry),
+        (ys, pointer, *_due(s_eval, accept, step, pointer)),
     )
+    return ys, pointer
+
+
+@backend.recorded
+def _due(s_eval, accept, step, pointer):
+    """Whether the next report is in the step, and its time."""
+    size = ops.shape(s_eval)[0]
+    s = ops.take(s_eval, ops.minimum(pointer, size - 1))
+    # Rounding may leave t + dt just short of the end of the interval.
+    inside = ops.logical_or(s <= step.t + step.dt, step.fraction(s) <= 1)
+    more = ops.logical_and(pointer < size, inside)
+    return ops.logical_and(accept, more), s
+
+
+@backend.recorded
+def _report_one(s_eval, accept, step, y1, ys, pointer, now, s):
+    theta = step.fraction(s)
+    state = structure.where(theta >= 1, y1, step.at(theta))
+    state = structure.nan_unless(s >= 0, state)
+    row = ops.where(now, pointer, ops.shape(s_eval)[0])
+    ys = write_row(ys, row, state)
+    pointer = pointer + ops.cast(now, "int32")
+    return ys, pointer, *_due(s_eval, accept, step, pointer)
 
 
 def reported(ys: Any, success: Any) -> Any:
@@ -113,26 +120,34 @@ def collect(
         The pointer before the step, the cotangent of `y` and that of `q`.
     """
 
-    def due(pointer):
-        s = ops.take(s_eval, ops.maximum(pointer, 0))
-        inside = ops.logical_or(first, s > step.t)
-        return ops.logical_and(pointer >= 0, inside), s
-
-    def gather(pointer, adj_y, adj_q):
-        now, s = due(pointer)
-        theta = step.fraction(s)
-        adj = cotangent(adj_ys, pointer, ops.logical_and(now, s >= 0))
-        adj_y = structure.add(adj_y, adj)
-        sums = []
-        for adj_q_m in adj_q:
-            adj = structure.scale(theta, adj)
-            sums.append(structure.add(adj_q_m, adj))
-        return pointer - ops.cast(now, "int32"), adj_y, sums
-
     zeros = structure.full_like((step.y, step.q), 0.0)
-    return backend.while_loop(
-        lambda pointer, *_: ops.any(due(pointer)[0]), gather, (pointer, *zeros)
+    pointer, adj_y, adj_q, _, _ = backend.while_loop(
+        lambda pointer, adj_y, adj_q, now, s: ops.any(now),
+        lambda *carry: _collect_one(adj_ys, s_eval, first, step, *carry),
+        (pointer, *zeros, *_last_due(s_eval, first, step, pointer)),
     )
+    return pointer, adj_y, adj_q
+
+
+@backend.recorded
+def _last_due(s_eval, first, step, pointer):
+    """Whether the last report left is in the step, and its time."""
+    s = ops.take(s_eval, ops.maximum(pointer, 0))
+    inside = ops.logical_or(first, s > step.t)
+    return ops.logical_and(pointer >= 0, inside), s
+
+
+@backend.recorded
+def _collect_one(adj_ys, s_eval, first, step, pointer, adj_y, adj_q, now, s):
+    theta = step.fraction(s)
+    adj = cotangent(adj_ys, pointer, ops.logical_and(now, s >= 0))
+    adj_y = structure.add(adj_y, adj)
+    sums = []
+    for adj_q_m in adj_q:
+        adj = structure.scale(theta, adj)
+        sums.append(structure.add(adj_q_m, adj))
+    pointer = pointer - ops.cast(now, "int32")
+    return pointer, adj_y, sums, *_last_due(s_eval, first, step, pointer)
 
 
 def cotangent(adj_ys: Any, pointer: Any, valid: Any) -> Any:

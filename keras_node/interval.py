@@ -20,6 +20,8 @@ class Interval(NamedTuple):
 
     t0: Any
     t1: Any
+    low: Any  # the smaller of them
+    high: Any
     span: Any
     sign: Any  # of `t1 - t0`; a float if that is known
 
@@ -33,13 +35,13 @@ class Interval(NamedTuple):
 
         known = isinstance(t1 - t0, (int, float))
         sign = float(np.sign(t1 - t0)) if known else ops.sign(t1 - t0)
-        return cls(tensor(t0), tensor(t1), tensor(abs(t1 - t0)), sign)
+        t0, t1, span = tensor(t0), tensor(t1), tensor(abs(t1 - t0))
+        low, high = structure.smaller(t0, t1), structure.larger(t0, t1)
+        return cls(t0, t1, low, high, span, sign)
 
     def time(self, s: Any) -> Any:
         """The time `t` at `s`; rounding never leaves the interval."""
-        low = structure.smaller(self.t0, self.t1)
-        high = structure.larger(self.t0, self.t1)
-        return ops.clip(self.t0 + self.sign * s, low, high)
+        return ops.clip(self.t0 + self.sign * s, self.low, self.high)
 
     def elapsed(self, times: Any) -> Any:
         """The `s` of `times`; those at an end, but for rounding, exactly."""

@@ -173,12 +173,13 @@ class RungeKutta(Method):
             y=y0,
             slope=slope,
             num_evals=count + num_evals + more,
-            num_steps=count,
-            num_accepted=count,
+            # Tensors of their own: what is recorded tells which are the same.
+            num_steps=count + 0,
+            num_accepted=count + 0,
             status=status,
             going=_going(t, task.span, status),
             ys=ys,
-            num_reported=count,
+            num_reported=count + 0,
             integral=integral,
             trajectory=trajectory,
         )
@@ -222,16 +223,21 @@ class RungeKutta(Method):
             dense = self.dense(state.t, dt, state.y, step.slopes)
         return lands, dt, step, dense
 
-    def _settle(self, task, state, lands, dt, step, dense):
+    def _settle(self, task, state, *tried):
         """The state after a step, and what the reports need of it."""
-        going, carries = state.going, self._carries(task)
+        # Without the right-hand side: that may be one that is not recorded.
+        carries = self._carries(task)
+        return self._commit(task.span, task.norm, carries, state, *tried)
+
+    @backend.recorded
+    def _commit(self, span, norm, carries, state, lands, dt, step, dense):
+        going = state.going
         num_evals = len(step.slopes) - (1 if carries else 0)
         # Judge.
-        good, finite, next_dt = self._judge(state, dt, step, task.norm)
+        good, finite, next_dt = self._judge(state, dt, step, norm)
         # Keras makes numbers, and PyTorch then the result, of type `floatx`.
         next_dt = ops.cast(next_dt, dt.dtype)
         accept = ops.logical_and(going, good)
-        # Commit. The last step ends at the end, not near it.
         accepted = _Accepted(accept, dense, step.y1) if dense else ()
         trajectory = state.trajectory
         if trajectory:
@@ -240,11 +246,12 @@ class RungeKutta(Method):
                 keep = ops.any(accept)
                 size = ops.where(accept, dt, ops.zeros_like(dt))
             trajectory = trajectory.write(keep, state.t, size, state.y)
-        end = ops.where(lands, task.span, state.t + dt)
+        # The last step ends at the end, not near it.
+        end = ops.where(lands, span, state.t + dt)
         t = ops.where(accept, end, state.t)
         num_steps = state.num_steps + ops.cast(going, "int32")
         status = self._status(
-            ops.logical_and(going, t < task.span), t, next_dt, num_steps, finite
+            ops.logical_and(going, t < span), t, next_dt, num_steps, finite
         )
         status = ops.where(going, status, state.status)
         slope = step.slopes[-1] if carries else state.slope
@@ -258,7 +265,7 @@ class RungeKutta(Method):
             num_steps=num_steps,
             num_accepted=state.num_accepted + ops.cast(accept, "int32"),
             status=status,
-            going=_going(t, task.span, status),
+            going=_going(t, span, status),
             trajectory=trajectory,
         )
         return next_state, accepted

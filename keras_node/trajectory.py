@@ -36,7 +36,7 @@ class Trajectory(NamedTuple):
             t=list_like(t, max_steps),
             dt=list_like(t, max_steps),
             y=list_like(y, slots + 1),
-            time=t,
+            time=ops.zeros_like(t),
             capacity=ops.zeros((slots, max_steps, 0)),
             stride=ops.ones((), "int32"),
             num_steps=ops.zeros((), "int32"),

@@ -75,7 +75,11 @@ def test_mnist_compares_the_adjoints(tmp_path):
     # The same weights, digits and order: every gradient learns the same.
     accuracies = np.array([float(row[3].strip("%")) for row in rows])
     assert accuracies.min() > 30 and np.ptp(accuracies) < 0.5
-    assert all(int(row[-2]) > 0 and int(row[-1]) > 0 for row in rows)
+    for solver_and_adjoint, *_, forward, backward in rows:
+        # PyTorch keeps what the discrete adjoint needs.
+        kept = keras.backend.backend() == "torch"
+        kept = kept and solver_and_adjoint == "tsit5, discrete"
+        assert int(forward) > 0 and (int(backward) > 0 or kept)
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -26,8 +26,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 # none to be had. The one used last comes last.
 _graphs = collections.OrderedDict()
 _GRAPHS_AT_MOST = 256
-# Recording takes as long as some fifty calls.
-_CALLS_BEFORE = 60
+# Recording takes as long as some thirty calls to fifty.
+_CALLS_BEFORE = 30
 _recording = False
 _PLAIN = {bool, int, float, str, type(None)}
 _OWN = ("keras.src.", "keras_node.layers")
