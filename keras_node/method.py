@@ -47,9 +47,9 @@ class Method(Solver):
             c, a, b = c[:-1], a[:-1], b[:-1]
         slopes = [f(t, y) if slope is None else slope]
         for node, row in zip(c[1:], a[1:], strict=True):
-            stage = structure.add(y, structure.combine(dt, row, slopes))
+            stage = structure.advance(y, dt, row, slopes)
             slopes.append(f(t + float(node) * dt, stage))
-        y1 = structure.add(y, structure.combine(dt, b, slopes))
+        y1 = structure.advance(y, dt, b, slopes)
         if end_slope:
             slopes.append(f(t + dt, y1))
         return Step(y1, slopes)

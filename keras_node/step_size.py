@@ -55,7 +55,7 @@ def initial_step(
     tiny = ops.logical_or(d0 < 1e-5, d1 < 1e-5)
     h0 = ops.where(tiny, 1e-6, 0.01 * d0 / ops.where(tiny, 1.0, d1))
     h0 = structure.smaller(h0, span)
-    y1 = structure.add(y0, structure.combine(h0, (1,), [f0]))
+    y1 = structure.advance(y0, h0, (1,), [f0])
     curvature = structure.map_leaves(ops.subtract, f(h0, y1), f0)
     d2 = scaled_norm(curvature) / h0
     steepest = structure.larger(d1, d2)

@@ -4,7 +4,6 @@ A factor is a scalar, or of shape `(batch,)` when each sample has its own; it
 then meets tensors of shape `(batch, ...)`.
 """
 
-import functools
 import math
 import operator
 from collections.abc import Callable
@@ -13,6 +12,8 @@ from typing import NamedTuple
 
 from keras import ops
 from keras import tree
+
+from keras_node import backend
 
 
 def map_leaves(f: Callable, *ys: Any) -> Any:
@@ -39,17 +40,31 @@ def expand(factor: Any, leaf: Any) -> Any:
 
 
 def combine(dt: Any, weights: tuple, slopes: list) -> Any:
-    """`dt * sum(weights * slopes)`, zero weights left out."""
-    terms = [(w, k) for w, k in zip(weights, slopes, strict=True) if w]
+    """`dt * sum(weights * slopes)`."""
+    return scale(dt, weighted_sum(weights, slopes))
 
-    def leaf(*slopes):
-        pairs = zip(terms, slopes, strict=True)
-        total = functools.reduce(
-            operator.add, (float(w) * k for (w, _), k in pairs)
-        )
-        return expand(dt, total) * total
 
-    return map_leaves(leaf, *(k for _, k in terms))
+def advance(y: Any, dt: Any, weights: tuple, slopes: list) -> Any:
+    """`y + dt * sum(weights * slopes)`."""
+
+    def leaf(leaf, slope):
+        return backend.multiply_add(leaf, expand(dt, leaf), slope)
+
+    return map_leaves(leaf, y, weighted_sum(weights, slopes))
+
+
+def weighted_sum(weights: tuple, slopes: list) -> Any:
+    """`sum(weights * slopes)`, zero weights left out."""
+    pairs = zip(weights, slopes, strict=True)
+    weights, slopes = zip(*((float(w), k) for w, k in pairs if w), strict=True)
+
+    def leaf(first, *others):
+        total = weights[0] * first
+        for weight, slope in zip(weights[1:], others, strict=True):
+            total = backend.multiply_add(total, weight, slope)
+        return total
+
+    return map_leaves(leaf, *slopes)
 
 
 def scale(factor: Any, y: Any) -> Any:

@@ -142,17 +142,16 @@ def module_of(f: Callable, args: Any) -> tuple[fx.GraphModule, Any]:
 
 
 def _slim(module: fx.GraphModule) -> fx.GraphModule:
-    """Without what needs not be computed, or not each time, or apart."""
+    """Without what needs not be computed, or not each time.
+
+    The numbers are the same, to the last bit, as those of the function.
+    """
     graph = module.graph
     for node in graph.nodes:
         if node.target is aten.detach.default and not torch.is_grad_enabled():
             node.replace_all_uses_with(node.args[0])
         elif node.target is aten.lift_fresh_copy.default:
             _keep_constant(module, node)
-    graph.eliminate_dead_code()
-    for node in graph.nodes:
-        if node.target is aten.add.Tensor and not node.kwargs:
-            _fuse(node)
     graph.eliminate_dead_code()
     for node in graph.nodes:
         if node.op == "call_function":
@@ -171,34 +170,6 @@ def _keep_constant(module: fx.GraphModule, node: fx.Node) -> None:
     mutable = any(user.target._schema.is_mutable for user in users)
     if len(users) == len(node.users) and not mutable and not value.ndim:
         node.replace_all_uses_with(constant)
-
-
-def _fuse(node: fx.Node) -> None:
-    """`x + c * y`, `x + y * z` and `x + y @ z` are one operation each."""
-
-    def alike(*args):
-        # Numbers are converted, and other types promoted, in another way.
-        tensors = [getattr(arg, "meta", {}).get("val") for arg in args]
-        dtype = node.meta["val"].dtype
-        return dtype.is_floating_point and all(
-            x is not None and x.dtype == dtype for x in tensors
-        )
-
-    for x, product in (node.args, node.args[::-1]):
-        if not alike(x, product) or len(product.users) > 1:
-            continue
-        if product.target is aten.mul.Tensor:
-            y, z = product.args
-            if isinstance(z, float) and alike(y):
-                node.args, node.kwargs = (x, y), {"alpha": z}
-                return
-            if alike(y, z):
-                node.target, node.args = aten.addcmul.default, (x, y, z)
-                return
-        if product.target is aten.mm.default:
-            if node.meta["val"].shape == product.meta["val"].shape:
-                node.target, node.args = aten.addmm.default, (x, *product.args)
-                return
 
 
 # By the layer, what tells functions of it apart.
