@@ -25,7 +25,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 # is there: how often it was called, and then the graph, or None if there is
 # none to be had. The one used last comes last.
 _graphs = collections.OrderedDict()
-_GRAPHS_AT_MOST = 256
+_GRAPHS_AT_MOST = 128
 # Recording takes as long as some thirty calls to fifty.
 _CALLS_BEFORE = 30
 _recording = False

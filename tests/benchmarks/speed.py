@@ -85,8 +85,7 @@ BOUTS = {
         + diffrax("Direct")[:1]
         + ["torchode torch tsit5 none"],
         pairs(["dopri5"], ["discrete"], ("tf-jit", "jax", "torch"))
-        + floors(206, 0, ("tf-jit", "jax", "torch")),
-        pairs(["tsit5", "tsit5+per_sample"], ["discrete"], ("tf", "torch"))
+        + pairs(["tsit5", "tsit5+per_sample"], ["discrete"], ("tf", "torch"))
         + ["torchode torch dopri5 none"]
         + TORCHDIFFEQ[:1]
         + TFP,
