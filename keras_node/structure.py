@@ -13,8 +13,6 @@ from typing import NamedTuple
 from keras import ops
 from keras import tree
 
-from keras_node import backend
-
 
 def map_leaves(f: Callable, *ys: Any) -> Any:
     """`keras.tree.map_structure`, which on PyTorch takes as long as `f`."""
@@ -40,31 +38,22 @@ def expand(factor: Any, leaf: Any) -> Any:
 
 
 def combine(dt: Any, weights: tuple, slopes: list) -> Any:
-    """`dt * sum(weights * slopes)`."""
-    return scale(dt, weighted_sum(weights, slopes))
+    """`dt * sum(weights * slopes)`, zero weights left out."""
+    terms = [(w, k) for w, k in zip(weights, slopes, strict=True) if w]
+
+    def leaf(*slopes):
+        first, *others = (
+            float(w) * k for (w, _), k in zip(terms, slopes, strict=True)
+        )
+        total = sum(others, first)
+        return expand(dt, total) * total
+
+    return map_leaves(leaf, *(k for _, k in terms))
 
 
 def advance(y: Any, dt: Any, weights: tuple, slopes: list) -> Any:
     """`y + dt * sum(weights * slopes)`."""
-
-    def leaf(leaf, slope):
-        return backend.multiply_add(leaf, expand(dt, leaf), slope)
-
-    return map_leaves(leaf, y, weighted_sum(weights, slopes))
-
-
-def weighted_sum(weights: tuple, slopes: list) -> Any:
-    """`sum(weights * slopes)`, zero weights left out."""
-    pairs = zip(weights, slopes, strict=True)
-    weights, slopes = zip(*((float(w), k) for w, k in pairs if w), strict=True)
-
-    def leaf(first, *others):
-        total = weights[0] * first
-        for weight, slope in zip(weights[1:], others, strict=True):
-            total = backend.multiply_add(total, weight, slope)
-        return total
-
-    return map_leaves(leaf, *slopes)
+    return add(y, combine(dt, weights, slopes))
 
 
 def scale(factor: Any, y: Any) -> Any:

@@ -14,9 +14,6 @@ One module per framework, each with the same functions:
     No gradient flows to `constants`. Where `keeps` is false there will be no
     backward pass, and the residuals are of no account.
 
-`multiply_add(x, factor, y)`
-    `x + factor * y`, where the factor is a float or a tensor.
-
 `scatter(buffer, indices, updates)`
     As `keras.ops.scatter_update`, but may write into `buffer` itself, whose
     old value is then lost.
@@ -63,7 +60,6 @@ _framework = importlib.import_module(
 
 vjp = _framework.vjp
 custom_vjp = _framework.custom_vjp
-multiply_add = _framework.multiply_add
 scatter = _framework.scatter
 new_list = _framework.new_list
 set_item = _framework.set_item

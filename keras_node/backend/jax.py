@@ -38,10 +38,6 @@ def custom_vjp(forward: Callable, backward: Callable) -> Callable:
     return function
 
 
-def multiply_add(x: Any, factor: Any, y: Any) -> Any:
-    return x + factor * y  # compiled, it is one operation
-
-
 def scatter(buffer: Any, indices: Any, updates: Any) -> Any:
     return buffer.at[tuple(indices.T)].set(updates)
 

@@ -66,10 +66,6 @@ def custom_vjp(forward: Callable, backward: Callable) -> Callable:
     return function
 
 
-def multiply_add(x: Any, factor: Any, y: Any) -> Any:
-    return x + factor * y  # compiled, it is one operation
-
-
 def scatter(buffer: Any, indices: Any, updates: Any) -> Any:
     # TensorFlow refuses to write nothing: not even that, then.
     rows = tf.minimum(tf.shape(indices)[0], tf.size(updates))

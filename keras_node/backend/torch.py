@@ -112,12 +112,6 @@ def _pack_as(structure: Any, flat: list) -> Any:
     return optree.tree_unflatten(treespec, flat)
 
 
-def multiply_add(x: Any, factor: Any, y: Any) -> Any:
-    if isinstance(factor, float):
-        return torch.add(x, y, alpha=factor)
-    return torch.addcmul(x, factor, y)
-
-
 def scatter(buffer: Any, indices: Any, updates: Any) -> Any:
     # In place: a solve owns its buffers, and no gradient is taken of them.
     if indices.shape == (1, 1):
