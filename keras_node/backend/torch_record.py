@@ -56,7 +56,7 @@ def graph_of(f: Callable, args: tuple, record: Callable) -> tuple:
         return None, ()
     graph = _graphs.pop(key, 0)
     if graph == _CALLS_BEFORE:
-        graph = _attempt(record, f, args)
+        graph = _attempt(record, f, args, tensors)
     elif isinstance(graph, int):
         graph += 1
     _graphs[key] = graph
@@ -104,11 +104,15 @@ def flatten(structure: Any) -> tuple[list, Any]:
     return optree.tree_flatten(structure, none_is_leaf=True)
 
 
-def _attempt(record: Callable, f: Callable, args: tuple) -> Callable | None:
+def _attempt(
+    record: Callable, f: Callable, args: tuple, tensors: list
+) -> Callable | None:
     global _recording
     _recording = True
     try:
-        return record(f, args)
+        graph = record(f, args)
+        graph(tensors)  # it must run; what it writes, it will write again
+        return graph
     except Exception:  # of whatever kind; it is no more than a shortcut
         return None
     finally:
@@ -156,8 +160,11 @@ def _slim(module: fx.GraphModule) -> fx.GraphModule:
     for node in graph.nodes:
         if node.op == "call_function":
             # The same function, by a way that is shorter than the overload's.
+            # What is written in Python goes by that name but may do more.
             name = getattr(node.target, "__name__", "").split(".")[0]
-            node.target = getattr(torch, name, node.target)
+            shorter = getattr(torch, name, None)
+            if isinstance(shorter, types.BuiltinFunctionType):
+                node.target = shorter
     module.recompile()
     return module
 
