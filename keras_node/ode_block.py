@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_node import adjoints
+from keras_node import backend
 from keras_node import call_checks
 from keras_node import checks
 from keras_node import kinetic_energy
@@ -203,6 +204,7 @@ class ODEBlock(keras.layers.Layer):
         observed = [] if self.observer is None else self.observer.variables
         return [*super().variables, *observed]
 
+    @backend.uncompiled
     def solve(
         self, inputs: Any, t_eval: Any = None, training: bool | None = None
     ) -> Solution:

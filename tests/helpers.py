@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,18 @@ def slow_on(*names: str) -> Callable:
     """Puts a test that compiles much into the slow group on these backends."""
     slow = keras.backend.backend() in names
     return pytest.mark.slow if slow else lambda test: test
+
+
+# What `compile(jit_compile=)` is in use, and where `fit` is no eager call.
+JITS = {
+    "tensorflow": (False, True),
+    "jax": (True,),
+    # PyTorch compiles by means of C++.
+    "torch": (False, True) if shutil.which("g++") else (False,),
+}[keras.backend.backend()]
+COMPILED_FIT = [
+    jit for jit in JITS if jit or keras.backend.backend() != "torch"
+]
 
 
 def accurate(name: str, tolerance: float = 1e-8, **kwargs: Any):

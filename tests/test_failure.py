@@ -47,7 +47,7 @@ def test_a_user_sees_nan_in_fit_and_an_error_in_eager_calls():
     run_python(
         """
 import re, keras, numpy as np, keras_node, pytest
-from helpers import numpy
+from helpers import COMPILED_FIT, numpy
 
 class Square(keras.layers.Layer):
     def call(self, y):
@@ -64,9 +64,7 @@ assert re.search("t = 0.(5|4999)", message), message
 assert "max_steps" in message, message
 np.testing.assert_allclose(numpy(block(good)), 1.0, rtol=1e-2)
 
-# Elsewhere `fit` and `predict` are eager calls.
-compiled = {"tensorflow": (False, True), "jax": (True,), "torch": ()}
-for jit in compiled[keras.backend.backend()]:
+for jit in COMPILED_FIT:
     model.compile("adam", "mse", jit_compile=jit)
     assert np.isnan(model.predict(bad, verbose=0)).all()
     assert np.isfinite(model.predict(good, verbose=0)).all()

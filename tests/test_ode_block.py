@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from helpers import ADJOINTS
 from helpers import COVER
+from helpers import JITS
 from helpers import PER_SAMPLE
 from helpers import accurate
 from helpers import numpy
@@ -145,20 +146,14 @@ def test_every_form_of_dynamics_trains_saves_and_loads(number, tmp_path):
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), expected)
 
 
-def jit_choices():
-    """What `compile(jit_compile=)` is in use."""
-    choices = {"tensorflow": [False, True], "jax": [True], "torch": [False]}
-    return choices[keras.backend.backend()]
-
-
 @pytest.mark.parametrize(
     "solver, adjoint, jit",
     slow_unless(
         lambda solver, adjoint, jit: (
-            (jit == jit_choices()[0] and (solver, adjoint) in ADJOINTS)
+            (jit == JITS[0] and (solver, adjoint) in ADJOINTS)
             or (solver, adjoint) in (ADJOINTS[0], ("tsit5", "discrete"))
         ),
-        [(*pair, jit) for jit in jit_choices() for pair in COVER],
+        [(*pair, jit) for jit in JITS for pair in COVER],
     ),
 )
 def test_fit_lowers_the_loss_with_a_partial_last_batch(solver, adjoint, jit):

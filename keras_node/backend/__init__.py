@@ -45,6 +45,10 @@ One module per framework, each with the same functions:
     nothing, do; other objects have a method `identity()` that returns
     something hashable, or `None`. Where one does not tell, `f` is called.
 
+`uncompiled(f)`
+    A decorator for a function that is left out where `torch.compile` compiles
+    what calls it.
+
 `identity(layer, key)`
     Something hashable that stands for the functions that a Keras layer, as it
     is now, and `key` determine; or `None`.
@@ -69,4 +73,5 @@ same_draws = _framework.same_draws
 new_tape = _framework.new_tape
 while_loop = _framework.while_loop
 recorded = _framework.recorded
+uncompiled = _framework.uncompiled
 identity = _framework.identity

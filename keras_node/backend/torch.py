@@ -20,6 +20,17 @@ from keras_node.backend.torch_tape import cotangents
 from keras_node.backend.torch_tape import leaf
 
 
+def uncompiled(f: Callable) -> Callable:
+    @functools.wraps(f)
+    def call(*args, **kwargs):
+        # Compiled, a loop over data would be hundreds of programs.
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(f)(*args, **kwargs)
+        return f(*args, **kwargs)
+
+    return call
+
+
 def vjp(f: Callable, args: tuple, cotangent: Any) -> tuple[Any, tuple]:
     inputs = optree.tree_map(leaf, args)
     with torch.enable_grad():
@@ -41,6 +52,7 @@ class _Function(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
+    @uncompiled
     def backward(ctx, *cotangent):
         with torch.no_grad():
             gradients = ctx.backward_of_run(cotangent)
