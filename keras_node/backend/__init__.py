@@ -14,6 +14,9 @@ One module per framework, each with the same functions:
     No gradient flows to `constants`. Where `keeps` is false there will be no
     backward pass, and the residuals are of no account.
 
+`add_scaled(x, factor, y)`
+    `x + factor * y`, for a float or a tensor `factor`.
+
 `scatter(buffer, indices, updates)`
     As `keras.ops.scatter_update`, but may write into `buffer` itself, whose
     old value is then lost.
@@ -64,6 +67,7 @@ _framework = importlib.import_module(
 
 vjp = _framework.vjp
 custom_vjp = _framework.custom_vjp
+add_scaled = _framework.add_scaled
 scatter = _framework.scatter
 new_list = _framework.new_list
 set_item = _framework.set_item

@@ -38,6 +38,10 @@ def custom_vjp(forward: Callable, backward: Callable) -> Callable:
     return function
 
 
+def add_scaled(x: Any, factor: Any, y: Any) -> Any:
+    return x + factor * y
+
+
 def scatter(buffer: Any, indices: Any, updates: Any) -> Any:
     return buffer.at[tuple(indices.T)].set(updates)
 

@@ -66,6 +66,10 @@ def custom_vjp(forward: Callable, backward: Callable) -> Callable:
     return function
 
 
+def add_scaled(x: Any, factor: Any, y: Any) -> Any:
+    return x + factor * y
+
+
 def scatter(buffer: Any, indices: Any, updates: Any) -> Any:
     # TensorFlow refuses to write nothing: not even that, then.
     rows = tf.minimum(tf.shape(indices)[0], tf.size(updates))

@@ -124,6 +124,13 @@ def _pack_as(structure: Any, flat: list) -> Any:
     return optree.tree_unflatten(treespec, flat)
 
 
+def add_scaled(x: Any, factor: Any, y: Any) -> Any:
+    # At once: most of what a solve does itself, and half of it in memory.
+    if isinstance(factor, float):
+        return torch.add(x, y, alpha=factor)
+    return torch.addcmul(x, factor, y)
+
+
 def scatter(buffer: Any, indices: Any, updates: Any) -> Any:
     # In place: a solve owns its buffers, and no gradient is taken of them.
     if indices.shape == (1, 1):
