@@ -16,7 +16,6 @@ from keras_node import backend
 from keras_node import structure
 from keras_node.solution import Solution
 from keras_node.solution import known_false
-from keras_node.structure import Bound
 
 
 class Config:
@@ -195,7 +194,7 @@ class Adjoint(Config, abc.ABC):
             if keeps and self.keep_graphs:
                 tape = backend.new_tape(self.keep_graphs, params)
             solution = solver.solve(
-                Bound(f, (params, frozen)),
+                structure.Bound(f, (params, frozen)),
                 t0,
                 t1,
                 y0,
@@ -218,7 +217,7 @@ class Adjoint(Config, abc.ABC):
                 return structure.full_like((y0, params), float("nan"))
             gradients = self.pullback(
                 solver,
-                Bound(f, (frozen,)),
+                structure.Bound(f, (frozen,)),
                 t0,
                 t1,
                 y0,

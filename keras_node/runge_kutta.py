@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from typing import Any
-from typing import NamedTuple
 
 import keras
 from keras import ops
@@ -11,56 +10,19 @@ from keras_node import backend
 from keras_node import dense_output
 from keras_node import quadrature
 from keras_node import structure
-from keras_node.dense_output import DenseStep
 from keras_node.interval import Field
 from keras_node.interval import Interval
+from keras_node.loop_state import Accepted
+from keras_node.loop_state import State
+from keras_node.loop_state import Task
+from keras_node.loop_state import goes_on
+from keras_node.loop_state import reason_to_end
+from keras_node.loop_state import status_if
 from keras_node.method import Method
 from keras_node.solution import Solution
 from keras_node.solution import Status
 from keras_node.trajectory import Trajectory
 from keras_node.trajectory import rows_like
-
-
-class _Task(NamedTuple):
-    """What is asked of a solve, in elapsed time."""
-
-    f: Callable
-    span: Any
-    norm: Callable
-    s_eval: Any  # the times to report, or None
-    integrand: Callable | None
-
-    @property
-    def dense(self) -> bool:
-        """Whether states inside the steps are wanted."""
-        return self.s_eval is not None or self.integrand is not None
-
-
-class _State(NamedTuple):
-    """What the loop carries. `(batch,)` where samples step for themselves."""
-
-    t: Any  # the time elapsed since t0
-    dt: Any  # the step to try next
-    rejected: Any  # whether the step before was rejected
-    y: Any
-    slope: Any  # of y at t, where it is carried from step to step
-    num_evals: Any
-    num_steps: Any
-    num_accepted: Any
-    status: Any  # a `Status`; SUCCESS while the solve goes on
-    going: Any  # whether there is more to do
-    ys: Any  # (T + 1, batch, ...): the states reported; the last row is waste
-    num_reported: Any
-    integral: Any
-    trajectory: Any
-
-
-class _Accepted(NamedTuple):
-    """What the reports and the integral need to know of a step."""
-
-    accept: Any
-    dense: DenseStep
-    y1: Any
 
 
 class RungeKutta(Method):
@@ -88,7 +50,7 @@ class RungeKutta(Method):
     ) -> Solution:
         dtype = keras.backend.standardize_dtype(structure.leaves(y0)[0].dtype)
         interval = Interval.between(t0, t1, dtype)
-        task = _Task(
+        task = Task(
             f=Field(f, interval),
             span=interval.span,
             norm=structure.RmsNorm(self.per_sample) if norm is None else norm,
@@ -103,32 +65,11 @@ class RungeKutta(Method):
             lambda state: (self._advance(task, state, tape),),
             (state,),
         )
-        solution = self._end(interval, state)._replace(tape=tape)
+        solution = state.solution(interval, self.per_sample)._replace(tape=tape)
         if task.s_eval is not None:
             ys = dense_output.reported(state.ys, solution.success)
             solution = solution._replace(ys=ys)
         return solution
-
-    @backend.recorded
-    def _end(self, interval, state):
-        finite = structure.all_finite(state.y, self.per_sample)
-        ended = ops.logical_or(finite, state.status != Status.SUCCESS)
-        status = state.status + _if(ops.logical_not(ended), Status.NON_FINITE)
-        success = ops.equal(status, int(Status.SUCCESS))
-        trajectory = state.trajectory
-        if trajectory:
-            trajectory = trajectory._replace(num_reported=state.num_reported)
-        return Solution(
-            y1=structure.nan_unless(success, state.y),
-            ys=state.ys,
-            t=ops.where(success, interval.t1, interval.time(state.t)),
-            num_evals=state.num_evals,
-            num_steps=state.num_steps,
-            num_accepted=state.num_accepted,
-            status=status,
-            integral=structure.nan_unless(ops.all(success), state.integral),
-            trajectory=trajectory,
-        )
 
     def _first_step(self, f, y, slope, span, norm):
         """The first step, and how many evaluations it took to choose it."""
@@ -158,7 +99,7 @@ class RungeKutta(Method):
             )
         dt, more = self._first_step(task.f, y0, slope, task.span, task.norm)
         # No step can be short enough to step off a pole.
-        status = count + _if(ops.logical_not(finite), Status.NON_FINITE)
+        status = count + status_if(ops.logical_not(finite), Status.NON_FINITE)
         ys = ()
         if task.s_eval is not None:
             size = ops.shape(task.s_eval)[0] + 1
@@ -166,7 +107,7 @@ class RungeKutta(Method):
         trajectory = ()
         if checkpoints:
             trajectory = Trajectory.empty(t, y0, self.max_steps, checkpoints)
-        return _State(
+        return State(
             t=t,
             dt=ops.cast(dt, t.dtype) + t,
             rejected=count > 0,
@@ -177,7 +118,7 @@ class RungeKutta(Method):
             num_steps=count + 0,
             num_accepted=count + 0,
             status=status,
-            going=_going(t, task.span, status),
+            going=goes_on(t, task.span, status),
             ys=ys,
             num_reported=count + 0,
             integral=integral,
@@ -238,7 +179,7 @@ class RungeKutta(Method):
         # Keras makes numbers, and PyTorch then the result, of type `floatx`.
         next_dt = ops.cast(next_dt, dt.dtype)
         accept = ops.logical_and(going, good)
-        accepted = _Accepted(accept, dense, step.y1) if dense else ()
+        accepted = Accepted(accept, dense, step.y1) if dense else ()
         trajectory = state.trajectory
         if trajectory:
             keep, size = accept, dt
@@ -250,8 +191,10 @@ class RungeKutta(Method):
         end = ops.where(lands, span, state.t + dt)
         t = ops.where(accept, end, state.t)
         num_steps = state.num_steps + ops.cast(going, "int32")
-        status = self._status(
-            ops.logical_and(going, t < span), t, next_dt, num_steps, finite
+        status = ops.where(
+            t < span,
+            reason_to_end(t, next_dt, num_steps, self.max_steps, finite),
+            int(Status.SUCCESS),
         )
         status = ops.where(going, status, state.status)
         slope = step.slopes[-1] if carries else state.slope
@@ -265,7 +208,7 @@ class RungeKutta(Method):
             num_steps=num_steps,
             num_accepted=state.num_accepted + ops.cast(accept, "int32"),
             status=status,
-            going=_going(t, span, status),
+            going=goes_on(t, span, status),
             trajectory=trajectory,
         )
         return next_state, accepted
@@ -295,17 +238,6 @@ class RungeKutta(Method):
             )
         return state
 
-    def _status(self, going, t, next_dt, num_steps, finite):
-        """Whether a solve that goes on has reason to end here."""
-        spent = ops.where(
-            num_steps >= self.max_steps, int(Status.STEP_LIMIT), 0
-        )
-        cause = ops.where(
-            finite, int(Status.STEP_UNDERFLOW), int(Status.NON_FINITE)
-        )
-        status = ops.where(t + next_dt <= t, cause, spent)
-        return ops.cast(ops.where(going, status, 0), "int32")
-
 
 def _differentiable(solver, task, state):
     """A step on a tape: what has a derivative, and all of it."""
@@ -313,12 +245,3 @@ def _differentiable(solver, task, state):
     tried = solver._try(task, state, None)
     *_, step, dense = tried
     return (step.y1, tuple(dense[2:])), tried
-
-
-def _if(condition: Any, status: Status) -> Any:
-    # In int32, which not every `where` of two integers is.
-    return int(status) * ops.cast(condition, "int32")
-
-
-def _going(t: Any, span: Any, status: Any) -> Any:
-    return ops.logical_and(t < span, ops.equal(status, 0))

@@ -17,7 +17,6 @@ from keras_node.interfaces import Solver
 from keras_node.interval import Field
 from keras_node.interval import Interval
 from keras_node.solution import Solution
-from keras_node.structure import Bound
 
 
 @keras.saving.register_keras_serializable(package="keras_node")
@@ -119,7 +118,7 @@ class DiscreteAdjoint(Adjoint):
 @backend.recorded
 def _take(solver, g, path, i, y, params):
     """The end of step `i`."""
-    return solver.step(Bound(g, (params,)), *path.step(i), y).y1
+    return solver.step(structure.Bound(g, (params,)), *path.step(i), y).y1
 
 
 @backend.recorded
@@ -132,7 +131,7 @@ def _pull(solver, g, path, i, y, params, cotangent):
     reports = bool(cotangent[1])
 
     def step(y, params):
-        f = Bound(g, (params,))
+        f = structure.Bound(g, (params,))
         y1, slopes = solver.step(f, t, dt, y, end_slope=reports)
         if not reports:
             return y1, ()

@@ -70,7 +70,13 @@ BOUTS = {
         pairs(["tsit5"], OTHERS, ("tf", "tf-jit"))
         + pairs(["dopri5"], ADJOINTS, ("tf-jit",)),
     ],
-    "fit": [[f"fit {way} {f}" for way in WAYS[:2] for f in ("ode", "dense")]],
+    "fit": [
+        [
+            f"fit {way} {inner}"
+            for way in WAYS[:2]
+            for inner in ("tsit5", "bosh3", "dense")
+        ]
+    ],
     "conv": [
         pairs(["tsit5"], ["discrete"], ("tf", "jax", "torch")) + TORCHDIFFEQ,
         pairs(["tsit5"], OTHERS, ("tf", "torch"))
@@ -194,7 +200,8 @@ GOALS = [
     ("tutorial", "ours tf-jit dormand_prince backsolve", "tfp tf-jit", 1),
     ("tutorial", "ours torch tsit5 discrete", "torchdiffeq", 2),
     ("tutorial", "ours torch tsit5 discrete", TORCHDIFFEQ[1], 4),
-    ("fit", "fit tf-jit ode", "fit tf-jit dense", 1 / 2),
+    ("fit", "fit tf-jit tsit5", "fit tf-jit dense", 1 / 2),
+    ("fit", "fit tf-jit bosh3", "fit tf-jit dense", 1 / 2),
     ("conv", "ours torch tsit5 discrete", TORCHDIFFEQ[0], 1),
     ("conv", "ours tf tsit5 discrete", TORCHDIFFEQ[0], 1 / 1.2),
     ("loop", "ours jax tsit5 discrete", "diffrax", 1.5),
