@@ -158,13 +158,16 @@ def of_fit(work, way, inner):
     _, jit = WAYS[way]
     solver = "tsit5" if inner == "dense" else inner
     model = work.model(solver=solver, adjoint="discrete", rtol=1e-3, atol=1e-3)
+    model.set_weights(work.keras_weights)
     ode = model.get_layer("ode")
     if inner == "dense":
         below, above = model.layers[0], model.layers[-1]
         layers = [below, *ode.dynamics.layers, above]
         model = keras.Sequential([keras.Input((784,)), *layers])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile("adam", loss, jit_compile=jit, steps_per_execution=10)
+    # Steps of no length: trained on, a network may need more evaluations.
+    adam = keras.optimizers.Adam(learning_rate=0.0)
+    model.compile(adam, loss, jit_compile=jit, steps_per_execution=10)
     x = np.tile(work.inputs, (100, 1))
     y = np.tile(np.arange(128) % 10, 100)
     data = tf.data.Dataset.from_tensor_slices((x, y))
