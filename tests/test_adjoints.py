@@ -141,7 +141,10 @@ def test_discrete_gradients_are_those_of_the_steps(name, checkpoints):
 
 
 @pytest.mark.parametrize(
-    "checkpoints, keep_graphs", [slow(2, 0), (6, 0), (100, 0), (6, 8), (6, 100)]
+    "checkpoints, keep_graphs",
+    [slow(2, 0), (6, 0), (100, 0)]
+    # Elsewhere nothing is kept.
+    + ([(6, 8), (6, 100)] if keras.backend.backend() == "torch" else []),
 )
 def test_the_discrete_adjoint_evaluates_no_more_than_it_promises(
     checkpoints, keep_graphs

@@ -104,7 +104,7 @@ def test_a_clone_has_weights_of_its_own():
     )
 
 
-@slow_on("jax")
+@slow_on("jax", "torch")
 def test_a_file_predicts_the_same_on_the_other_backends(tmp_path):
     cases = {name: solvers.get(name) for name in solvers.ALL}
     for name in PER_SAMPLE:

@@ -12,6 +12,7 @@ from helpers import PER_SAMPLE
 from helpers import accurate
 from helpers import compilations
 from helpers import numpy
+from helpers import slow_unless
 from helpers import untraced
 from keras import ops
 
@@ -270,8 +271,13 @@ def test_what_is_compiled_does_not_grow_with_the_number_of_reports(name):
     assert abs(size(3) - size(300)) <= 2
 
 
-@pytest.mark.parametrize("how", compilations())
-@pytest.mark.parametrize("name", PER_SAMPLE)
+@pytest.mark.parametrize(
+    "name, how",
+    slow_unless(
+        lambda name, how: how == list(compilations())[-1] or name == "tsit5",
+        [(name, how) for name in PER_SAMPLE for how in compilations()],
+    ),
+)
 def test_samples_step_for_themselves(name, how):
     rates = ops.convert_to_tensor([[1.0], [3.0], [9.0], [27.0]], "float32")
     solver = solvers.get(name, rtol=1e-4, atol=1e-4, per_sample=True)
