@@ -71,6 +71,15 @@ BOUTS = {
         pairs(["tsit5"], OTHERS, ("tf", "tf-jit"))
         + pairs(["dopri5"], ADJOINTS, ("tf-jit",)),
     ],
+    "forward": [
+        [],  # not in `--quick`
+        pairs(["tsit5"], ["discrete"])
+        + pairs(["dormand_prince"], ["backsolve"], ("tf", "tf-jit"))
+        + diffrax("RecursiveCheckpoint")
+        + TORCHDIFFEQ[:1]
+        + TFP
+        + floors(14, 0, ("tf-jit", "jax", "torch")),
+    ],
     "fit": [
         [f"fit {way} {f}" for way in WAYS[:2] for f in ("tsit5", "dense")],
         [f"fit {way} bosh3" for way in WAYS[:2]],
@@ -303,6 +312,9 @@ def main():
         for heat in BOUTS[work][: 1 if args.quick else None]:
             names = [n for n in heat if args.only in n and available(n)]
             results[work] += compete(work, names, args.rounds, args.seconds)
+        if not results[work]:
+            del results[work]
+            continue
         print(table(work, results[work]), end="\n\n", flush=True)
         Path(args.json).write_text(json.dumps(results, indent=1))
     print(goals(results), end="\n\n", flush=True)

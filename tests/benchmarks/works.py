@@ -335,6 +335,7 @@ def long_solve(framework) -> Work:
 
 WORKS = {
     "tutorial": tutorial,
+    "forward": functools.partial(tutorial, gradient=False),
     "fit": tutorial,
     "conv": ode_net,
     "loop": van_der_pol,
