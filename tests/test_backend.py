@@ -177,3 +177,32 @@ def test_gradients_of_convolutions_are_those_of_jax(layer, shape):
         jax.tree.leaves(ours), jax.tree.leaves(pullback(out)), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="PyTorch's compiler"
+)
+def test_the_compiler_leaves_the_solve_out():
+    import torch
+
+    programs = []
+
+    def keep(program, inputs):
+        programs.append(program)
+        return program.forward
+
+    block = keras_node.ODEBlock(
+        layers.Dense(2), solver="tsit5", adjoint="discrete"
+    )
+    block.build((None, 2))
+    x = torch.ones((3, 2), requires_grad=True)
+
+    @torch.compile(backend=keep)
+    def step():
+        block(2.0 * x).sum().backward()
+
+    step()
+    compiled, x.grad = x.grad, None
+    block(2.0 * x).sum().backward()
+    np.testing.assert_array_equal(numpy(compiled), numpy(x.grad))
+    assert len(programs) < 10, len(programs)  # not one for each operation
