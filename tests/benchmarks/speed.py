@@ -308,15 +308,17 @@ def main():
     args = parser.parse_args()
     results = {}
     for work in args.works:
-        results[work] = []
+        found = []
         for heat in BOUTS[work][: 1 if args.quick else None]:
             names = [n for n in heat if args.only in n and available(n)]
-            results[work] += compete(work, names, args.rounds, args.seconds)
-        if not results[work]:
-            del results[work]
+            found += compete(work, names, args.rounds, args.seconds)
+        if not found:
             continue
-        print(table(work, results[work]), end="\n\n", flush=True)
+        results[work] = found
+        print(table(work, found), end="\n\n", flush=True)
         Path(args.json).write_text(json.dumps(results, indent=1))
+    if not results:
+        parser.error("no contestant is left to run")
     print(goals(results), end="\n\n", flush=True)
     if not (args.quick or args.no_growth):
         found = {**results, "growth": grow(args.seconds)}
