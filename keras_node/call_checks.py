@@ -24,10 +24,12 @@ def not_symbolic(name: str, value: Any) -> None:
         )
 
 
-def flag(name: str, value: Any) -> bool:
-    """What Keras takes for `training`."""
+def flag(name: str, value: Any) -> bool | None:
+    """Checks what Keras takes for `training`; `None` leaves it to the layer."""
     whole = isinstance(value, (numbers.Integral, np.bool_))
-    if value is None or (whole and value in (0, 1)):
+    if value is None:
+        return None
+    if whole and value in (0, 1):
         return bool(value)
     raise ValueError(
         f"`{name}` must be `True`, `False` or `None`. "

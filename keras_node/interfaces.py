@@ -230,8 +230,13 @@ class Adjoint(Config, abc.ABC):
             solution.check_gradients(finite)
             return gradients
 
+        identity = None
+        if getattr(f, "identity", None) and f.identity():
+            made = (self.identity(), solver.identity(), f.identity())
+            identity = (*made, t0, t1, reports, norm)
         constants = (frozen, t_eval if reports else ())
-        return backend.custom_vjp(forward, backward)((y0, params), constants)
+        function = backend.custom_vjp(forward, backward, identity)
+        return function((y0, params), constants)
 
 
 @backend.recorded

@@ -27,6 +27,11 @@ class Along(NamedTuple):
     f: Callable
     sign: float  # of the direction of time
 
+    def identity(self) -> Any:
+        """What tells this function from others; `None` if nothing does."""
+        identity = self.f.identity()
+        return identity and (Along, identity, self.sign)
+
     def __call__(self, t: Any, state: Any, params: Any, frozen: Any) -> Any:
         y, _ = state
         dy = self.f(t, y, params, frozen)

@@ -237,11 +237,7 @@ class ODEBlock(keras.layers.Layer):
         y0 = ops.cast(y0, self._state_dtype)
         times, order = self._times(t_eval)
         field = VectorField(
-            self.dynamics,
-            context,
-            self._state_dtype,
-            self.time_dependent,
-            training,
+            self.dynamics, context, y0, self.time_dependent, training
         )
         solution = self._integrate(field, y0, times)
         field.advance(self.t_span[0], y0)
@@ -262,9 +258,9 @@ class ODEBlock(keras.layers.Layer):
             t_eval=times,
         )
         if not self.kinetic_regularizer:
-            return solve(f=field, y0=y0)
+            return solve(f=field.function, y0=y0)
         solution = solve(
-            f=kinetic_energy.Along(field, math.copysign(1.0, t1 - t0)),
+            f=kinetic_energy.Along(field.function, math.copysign(1.0, t1 - t0)),
             y0=kinetic_energy.start(y0),
             # The energy has no say.
             norm=structure.RmsNorm(self.solver.per_sample, num_parts=1),

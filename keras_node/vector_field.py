@@ -1,6 +1,5 @@
 """A Keras layer as a pure function."""
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from keras.src.backend import AutocastScope
 
 from keras_node import backend
 from keras_node import call_checks
+from keras_node import makeup
 from keras_node import structure
 
 
@@ -34,73 +34,105 @@ def symbolic_call(layer: keras.layers.Layer, inputs: Any) -> Any:
 
 
 class VectorField:
-    """The right-hand side `f(t, y, params, frozen)` that a layer defines.
+    """The right-hand side that a layer defines, and the values that it reads.
 
-    The function reads no variable: the values of all variables of the layer
-    are its arguments. Non-trainable ones (moving statistics, the seeds of
-    random draws) keep their value during a solve: every evaluation sees the
-    same dropout mask, or the right-hand side would be noise that no error
-    control could follow. Context is constant too: floats are parameters, with
-    a gradient, all else is frozen.
+    As `function` it is `f(t, y, params, frozen)`, which reads its arguments
+    alone. Among them are the values of all variables that the layer reads, its
+    own and others, and the tensors that it holds by an attribute or a closure.
+    In `params` are those with a gradient: trainable variables, context of
+    floats, tensors that may depend on what a gradient is taken by. All else is
+    `frozen`: every evaluation sees the same dropout mask, or the right-hand
+    side would be noise that no error control could follow.
 
     Args:
         dynamics: A built Keras layer whose output has the shape of the state.
         context: Tensors that are handed to every evaluation.
-        dtype: That of the state, and so of the gradients.
+        y: A state. The layer is evaluated there once, to see what it reads.
         time_dependent: Boolean, whether the layer takes the time.
-        training: Boolean, passed on to the layer.
+        training: Boolean or `None`, passed on to the layer.
+
+    Raises:
+        ValueError: If the layer reads what cannot be made an argument, makes
+            variables in a call, or returns no slope of the state.
     """
 
     def __init__(
         self,
         dynamics: keras.layers.Layer,
         context: Sequence,
-        dtype: str,
+        y: Any,
         time_dependent: bool = False,
-        training: bool = False,
+        training: bool | None = None,
     ):
         self._dynamics = dynamics
-        self._dtype = dtype
+        self._context = context
         self._time_dependent = time_dependent
         self._training = training
-        self._trainable = dynamics.trainable_variables
-        self._frozen = dynamics.non_trainable_variables
-        self._adds_losses = False
-        random = training and self._frozen
-        self._draws = backend.same_draws() if random else contextlib.nullcontext
-        with AutocastScope(None):
-            self._dtypes = [v.dtype for v in self._trainable]
-        self._context = context
+        self._trainable = list(dynamics.trainable_variables)
+        self._frozen = list(dynamics.non_trainable_variables)
         self._differentiable = [
             keras.backend.is_float_dtype(u.dtype) for u in context
         ]
-        self._identity = None
-        if not random:
-            key = (training, time_dependent, dtype, *self._differentiable)
-            self._identity = backend.identity(dynamics, key)
+        self._moves = False
+        self._strangers = {}
+        dtype = keras.backend.standardize_dtype(y.dtype)
+        for _ in range(3):  # one may be read because of another
+            try:
+                hoisted = self._look(y, dtype)
+            except ValueError:
+                # A variable that is no argument yet may be to blame.
+                if not self._strangers:
+                    raise
+            if not self._strangers:
+                break
+            self._adopt_strangers()
+        else:
+            raise ValueError(
+                "`dynamics` must make its variables when it is built, and not "
+                f"in a call. Received: {self._strangers.values()}"
+            )
+        self.params = (*self._params(dtype), _cast(hoisted.floats, dtype))
+        self.frozen = (*self._frozen_values(), hoisted.others)
+        dtypes = [x.dtype for x in hoisted.floats]
+        self.function = _Function(hoisted, dtypes, time_dependent)
 
-    def identity(self) -> Any:
-        """What tells this function from others; `None` if nothing does."""
-        return self._identity
+    def _look(self, y: Any, dtype: str) -> backend.Hoisted:
+        """Makes all that an evaluation reads an argument."""
+        key = (self._training, self._time_dependent, *self._differentiable)
+        identity = makeup.identity(self._dynamics, dtype, *key)
+        # Layers of Keras's own that neither draw nor move read nothing else
+        # than their own variables.
+        calm = self._training is False or not self._frozen
+        t = _time_like(0.0, y) if self._time_dependent else ()
+        args = (t, y, self._params(dtype), self._frozen_values())
+        closed = calm and identity is not None
+        with AutocastScope(None):
+            self._dtypes = [v.dtype for v in self._trainable]
+        return backend.hoist(self._slope, args, identity, closed)
 
-    @property
-    def params(self) -> tuple[list, list]:
-        """The values that gradients flow to: of weights, and of context."""
-        values = (_values(self._trainable), self._part_of_context(True))
-        return tuple([ops.cast(x, self._dtype) for x in xs] for xs in values)
+    def _adopt_strangers(self) -> None:
+        """Makes variables that are not of the layer, but read, arguments."""
+        for variable in self._strangers.values():
+            known = self._trainable if variable.trainable else self._frozen
+            known.append(variable)
+        self._strangers = {}
 
-    @property
-    def frozen(self) -> tuple[list, list]:
-        """The values that stay as they are: of variables, and of context."""
+    def _params(self, dtype: str) -> tuple[list, list]:
+        """The values of weights, and of context."""
+        weights, floats = _values(self._trainable), self._part_of_context(True)
+        return _cast(weights, dtype), _cast(floats, dtype)
+
+    def _frozen_values(self) -> tuple[list, list]:
+        """The values of variables, and of context."""
         return _values(self._frozen), self._part_of_context(False)
 
     def _part_of_context(self, differentiable: bool) -> list:
         pairs = zip(self._context, self._differentiable, strict=True)
         return [u for u, is_float in pairs if is_float == differentiable]
 
-    def __call__(self, t: Any, y: Any, params: tuple, frozen: tuple) -> Any:
-        weights, floats = params
-        state, others = frozen
+    def _slope(self, t: Any, y: Any, params: tuple, frozen: tuple) -> Any:
+        """Calls the layer with these values, and drops what it writes."""
+        (weights, floats), (state, others) = params, frozen
         mapping = [
             *zip(
                 self._trainable,
@@ -114,19 +146,14 @@ class VectorField:
             next(floats if is_float else others)
             for is_float in self._differentiable
         ]
-        # What the layer writes stays in the scope, and is dropped with it.
-        scope = keras.StatelessScope(mapping, collect_losses=True)
-        with self._draws(), scope:
+        with _Scope(mapping, self._strangers) as scope:
             dy = self._evaluate(t, y, context)
-        self._adds_losses |= bool(scope.losses)
+        self._moves |= scope.moves
         # Built for another shape, it may be another now: it would broadcast.
         call_checks.slope("dynamics", dy, tuple(y.shape))
         return ops.cast(dy, y.dtype)
 
     def _evaluate(self, t: Any, y: Any, context: Sequence) -> Any:
-        if self._time_dependent:
-            shape = (*ops.shape(y)[:-1], 1)
-            t = structure.expand(t, y) + ops.zeros(shape, dtype=y.dtype)
         inputs = arguments(t, y, context, self._time_dependent)
         return self._dynamics(inputs, training=self._training)
 
@@ -134,11 +161,70 @@ class VectorField:
         """Lets the layer do once, from the start `y`, what it does in a call.
 
         This is where seeds move on, moving statistics are updated, and losses
-        added: after the solve, which tells whether there are any.
+        added, if there are any.
         """
-        if (self._training and self._frozen) or self._adds_losses:
-            t = ops.convert_to_tensor(t, y.dtype)
+        if self._moves:
+            t = _time_like(t, y) if self._time_dependent else ()
             self._evaluate(t, y, self._context)
+
+
+class _Function:
+    """`f(t, y, params, frozen)`. It does not keep the layer alive."""
+
+    def __init__(
+        self, hoisted: backend.Hoisted, dtypes: list, time_dependent: bool
+    ):
+        self._f = hoisted.f
+        self._identity = hoisted.identity
+        self._dtypes = dtypes
+        self._time_dependent = time_dependent
+
+    def identity(self) -> Any:
+        """What tells this function from others; `None` if nothing does."""
+        return self._identity
+
+    def __call__(self, t: Any, y: Any, params: tuple, frozen: tuple) -> Any:
+        *params, floats = params
+        *frozen, others = frozen
+        floats = list(map(ops.cast, floats, self._dtypes))
+        t = _time_like(t, y) if self._time_dependent else ()
+        return self._f((t, y, tuple(params), tuple(frozen)), floats, others)
+
+
+class _Scope(keras.StatelessScope):
+    """Notes which variables are read that have no value here.
+
+    What a layer writes stays in the scope, and is dropped with it.
+    """
+
+    def __init__(self, mapping: list, strangers: dict):
+        super().__init__(mapping, collect_losses=True)
+        self._start = dict(self.state_mapping)
+        self._strangers = strangers
+
+    def get_current_value(self, variable: keras.Variable) -> Any:
+        value = super().get_current_value(variable)
+        if value is None:
+            self._strangers[id(variable)] = variable
+        return value
+
+    @property
+    def moves(self) -> bool:
+        """Whether a variable was written, or a loss added."""
+        return bool(self.losses) or any(
+            value is not self._start.get(key)
+            for key, value in self.state_mapping.items()
+        )
+
+
+def _time_like(t: Any, y: Any) -> Any:
+    """The time for a state `(batch, ..., n)`: `(batch, ..., 1)`."""
+    t = structure.expand(ops.convert_to_tensor(t, y.dtype), y)
+    return t + ops.zeros((*ops.shape(y)[:-1], 1), dtype=y.dtype)
+
+
+def _cast(xs: list, dtype: str) -> list:
+    return [ops.cast(x, dtype) for x in xs]
 
 
 def _values(variables: list) -> list:

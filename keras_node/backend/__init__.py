@@ -6,13 +6,21 @@ One module per framework, each with the same functions:
     Evaluates `f(*args)`, where `args` is a tuple of structures of float
     tensors, and returns it with the cotangents of `args`.
 
-`custom_vjp(forward, backward)`
+`hoist(f, args, identity, closed)`
+    Makes an argument of what `f` reads besides `args`, tensors held by closures
+    and attributes, and returns it as a `Hoisted`. Where `closed` is true, that
+    is known to be nothing; otherwise `f(*args)` is evaluated once, to see. A
+    `ValueError` names what has a gradient and cannot be an argument. `identity`
+    is something hashable that stands for what `f` computes, or `None`.
+
+`custom_vjp(forward, backward, identity)`
     Gives a function its own gradient. From
     `forward(args, constants, keeps) -> (outputs, residuals)` and
     `backward(residuals, cotangent) -> cotangents of args`, with `cotangent` of
     the structure of `outputs`, makes `function(args, constants) -> outputs`.
     No gradient flows to `constants`. Where `keeps` is false there will be no
-    backward pass, and the residuals are of no account.
+    backward pass, and the residuals are not used. `identity` stands for both
+    functions, or is `None`: what was compiled for one call serves the next.
 
 `add_scaled(x, factor, y)`
     `x + factor * y`, for a float or a tensor `factor`.
@@ -29,10 +37,6 @@ One module per framework, each with the same functions:
 `value(x)`
     The tensor `x` as a NumPy array, or `None` where it is being traced and has
     no value yet.
-
-`same_draws()`
-    Makes context managers in which random draws without a seed of Keras's are
-    the same each time, and leave no trace outside.
 
 `new_tape(size, params)`
     A `Tape` that keeps the graphs of the first `size` steps of a solve; `()`
@@ -51,21 +55,20 @@ One module per framework, each with the same functions:
 `uncompiled(f)`
     A decorator for a function that is left out where `torch.compile` compiles
     what calls it.
-
-`identity(layer, key)`
-    Something hashable that stands for the functions that a Keras layer, as it
-    is now, and `key` determine; or `None`.
 """
 
 import importlib
 
 import keras
 
+from keras_node.backend.hoisted import Hoisted as Hoisted
+
 _framework = importlib.import_module(
     f"keras_node.backend.{keras.backend.backend()}"
 )
 
 vjp = _framework.vjp
+hoist = _framework.hoist
 custom_vjp = _framework.custom_vjp
 add_scaled = _framework.add_scaled
 scatter = _framework.scatter
@@ -73,9 +76,7 @@ new_list = _framework.new_list
 set_item = _framework.set_item
 get_item = _framework.get_item
 value = _framework.value
-same_draws = _framework.same_draws
 new_tape = _framework.new_tape
 while_loop = _framework.while_loop
 recorded = _framework.recorded
 uncompiled = _framework.uncompiled
-identity = _framework.identity

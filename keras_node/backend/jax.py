@@ -1,6 +1,5 @@
 """Derivatives in JAX: eager and compiled."""
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +9,14 @@ import keras
 import numpy as np
 from jax import lax
 from jax.extend import core
+from jax.extend.core import ClosedJaxpr
+from jax.extend.core import jaxpr_as_fun
 
+from keras_node.backend.hoisted import Hoisted
 from keras_node.backend.jax_layout import laid_out
+from keras_node.backend.jax_programs import compiled
+from keras_node.backend.jax_programs import is_eager
+from keras_node.backend.jax_programs import text_of
 
 # Where it is from JAX 0.10 on.
 _concrete_or_error = getattr(core, "concrete_or_error", None)
@@ -23,19 +28,71 @@ def vjp(f: Callable, args: tuple, cotangent: Any) -> tuple[Any, tuple]:
     return out, laid_out(pullback)(cotangent)
 
 
-def custom_vjp(forward: Callable, backward: Callable) -> Callable:
+def hoist(f: Callable, args: tuple, identity: Any, closed: bool) -> Hoisted:
+    leaves, treedef = jax.tree.flatten(args)
+    program = jax.make_jaxpr(lambda *xs: f(*jax.tree.unflatten(treedef, xs)))(
+        *leaves
+    )
+    # What is being differentiated is a tracer.
+    differentiable = [
+        isinstance(x, jax.core.Tracer) and jnp.issubdtype(x.dtype, jnp.floating)
+        for x in program.consts
+    ]
+    pairs = list(zip(program.consts, differentiable, strict=True))
+    floats = [x for x, is_float in pairs if is_float]
+    others = [x for x, is_float in pairs if not is_float]
+    if identity is None:
+        identity = text_of(program)
+        identity = identity and (identity, tuple(differentiable))
+
+    def evaluate(args, floats, others):
+        floats, others = iter(floats), iter(others)
+        consts = [next(floats if x else others) for x in differentiable]
+        run = jaxpr_as_fun(ClosedJaxpr(jaxpr, consts))
+        (out,) = run(*jax.tree.leaves(args))
+        return out
+
+    jaxpr = program.jaxpr
+    return Hoisted(evaluate, floats, others, identity)
+
+
+def custom_vjp(
+    forward: Callable, backward: Callable, identity: Any = None
+) -> Callable:
+    def run(keeps, args, constants):
+        def f(args, constants):
+            return forward(args, constants, keeps)
+
+        if identity is not None and is_eager((args, constants)):
+            f = compiled((identity, keeps), f)
+        return f(args, constants)
+
     @jax.custom_vjp
     def function(args, constants):
-        return forward(args, constants, False)[0]
+        return run(False, args, constants)[0]
 
     def keeping(args, constants):
-        return forward(args, constants, True)
+        return run(True, args, constants)
 
     def gradient(residuals, cotangent):
+        cotangent = jax.tree.map(_of_integers, cotangent)
+        if identity is not None and is_eager((residuals, cotangent)):
+            f = compiled((identity, "gradient"), backward)
+            gradients = f(residuals, cotangent)
+            if all(jnp.isfinite(x).all() for x in jax.tree.leaves(gradients)):
+                return gradients, None
+        # Also to say why, where it has failed: a program cannot.
         return backward(residuals, cotangent), None
 
     function.defvjp(keeping, gradient)
     return function
+
+
+def _of_integers(cotangent: Any) -> Any:
+    """Zeros for what JAX has no cotangent of."""
+    if cotangent.dtype == jax.dtypes.float0:
+        return np.zeros(cotangent.shape, bool)
+    return cotangent
 
 
 def add_scaled(x: Any, factor: Any, y: Any) -> Any:
@@ -65,10 +122,6 @@ def value(x: Any) -> np.ndarray | None:
         return None
 
 
-def same_draws() -> Callable:
-    return contextlib.nullcontext  # here Keras draws from its seeds alone
-
-
 while_loop = keras.ops.while_loop
 
 
@@ -82,7 +135,3 @@ def recorded(f: Callable) -> Callable:
 
 def uncompiled(f: Callable) -> Callable:
     return f
-
-
-def identity(layer: Any, key: tuple) -> None:
-    return None

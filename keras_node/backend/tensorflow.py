@@ -1,6 +1,5 @@
 """Derivatives in TensorFlow: eager, in graphs and under XLA."""
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +9,16 @@ import tensorflow as tf
 from keras import tree
 
 # TensorFlow has no public way to tell.
+from tensorflow.python.eager.record import should_record_backprop
+from tensorflow.python.framework.ops import EagerTensor
 from tensorflow.python.saved_model.save_context import in_save_context
+
+from keras_node.backend.hoisted import Hoisted
+from keras_node.backend.hoisted import as_it_is
 
 
 def vjp(f: Callable, args: tuple, cotangent: Any) -> tuple[Any, tuple]:
+    args = _apart(args)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(tree.flatten(args))
         out = f(*args)
@@ -26,7 +31,60 @@ def vjp(f: Callable, args: tuple, cotangent: Any) -> tuple[Any, tuple]:
     return out, tree.pack_sequence_as(args, gradients)
 
 
-def custom_vjp(forward: Callable, backward: Callable) -> Callable:
+def _apart(args: Any) -> Any:
+    """The tensors, each in one place: a tape would take them for one."""
+    seen = set()
+
+    def apart(x):
+        if id(x) in seen:
+            return tf.identity(x)
+        seen.add(id(x))
+        return x
+
+    return tree.map_structure(apart, args)
+
+
+def hoist(f: Callable, args: tuple, identity: Any, closed: bool) -> Hoisted:
+    if closed:
+        return as_it_is(f, None)
+    flat = [tf.convert_to_tensor(x) for x in tree.flatten(args)]
+    program = tf.function(
+        lambda *flat: f(*tree.pack_sequence_as(args, flat)), autograph=False
+    ).get_concrete_function(*[tf.TensorSpec(x.shape, x.dtype) for x in flat])
+    variables = [v.name for v in program.graph.trainable_variables]
+    if variables:
+        raise ValueError(
+            "`dynamics` must not read a trainable `tf.Variable`: make it a "
+            "weight of `dynamics`, by `add_weight`, or hand its value over as "
+            f"context. Received: dynamics that read {variables}"
+        )
+    captured = program.captured_inputs
+    places = [i for i, x in enumerate(captured) if _may_move(x)]
+    if not places:
+        return as_it_is(f, None)
+
+    def evaluate(args, floats, others):
+        instead = list(captured)
+        for i, x in zip(places, floats, strict=True):
+            instead[i] = x
+        program.set_external_captures(instead)
+        return program(*tree.flatten(args))
+
+    return Hoisted(evaluate, [captured[i] for i in places], [], None)
+
+
+def _may_move(x: Any) -> bool:
+    """Whether a gradient may be taken by what the tensor depends on."""
+    if not x.dtype.is_floating:
+        return False
+    if tf.executing_eagerly():
+        return should_record_backprop([x])
+    return isinstance(x, EagerTensor) or x.op.type != "Const"
+
+
+def custom_vjp(
+    forward: Callable, backward: Callable, identity: Any = None
+) -> Callable:
     def function(args, constants):
         # Only tensors may enter: `tf.custom_gradient` refuses a function that
         # reads a variable, here or in the graph behind a captured tensor.
@@ -111,10 +169,6 @@ def value(x: Any) -> np.ndarray | None:
     return x.numpy() if hasattr(x, "numpy") else None
 
 
-def same_draws() -> Callable:
-    return contextlib.nullcontext  # here Keras draws from its seeds alone
-
-
 while_loop = keras.ops.while_loop
 
 
@@ -128,7 +182,3 @@ def recorded(f: Callable) -> Callable:
 
 def uncompiled(f: Callable) -> Callable:
     return f
-
-
-def identity(layer: Any, key: tuple) -> None:
-    return None

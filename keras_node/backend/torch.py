@@ -1,9 +1,7 @@
 """Derivatives in PyTorch."""
 
-import contextlib
 import functools
 from collections.abc import Callable
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,7 @@ import torch
 # Keras has no public way to tell.
 from keras.src.backend import in_symbolic_scope
 
-from keras_node.backend.torch_record import identity as identity
+from keras_node.backend.torch_hoist import hoist as hoist
 from keras_node.backend.torch_record import recorded as recorded
 from keras_node.backend.torch_tape import Tape
 from keras_node.backend.torch_tape import cotangents
@@ -79,7 +77,9 @@ class _Once(torch.autograd.Function):
         )
 
 
-def custom_vjp(forward: Callable, backward: Callable) -> Callable:
+def custom_vjp(
+    forward: Callable, backward: Callable, identity: Any = None
+) -> Callable:
     def function(args, constants):
         if torch.jit.is_tracing():
             raise NotImplementedError(
@@ -93,6 +93,9 @@ def custom_vjp(forward: Callable, backward: Callable) -> Callable:
             x.requires_grad for x in inputs
         ):
             return forward(args, constants, False)[0]
+        # What is kept for the gradient must not change meanwhile, as variables
+        # do. And one tensor may be here in two places: each is an argument.
+        inputs = [x.clone() for x in inputs]
         structure = None
 
         def run(inputs):
@@ -166,21 +169,3 @@ def value(x: Any) -> np.ndarray | None:
     # To build a model Keras runs it on made-up values.
     made_up = torch.compiler.is_compiling() or in_symbolic_scope()
     return None if made_up else x.detach().cpu().numpy()
-
-
-def same_draws() -> Callable:
-    # Without a `seed=`, Keras's `Dropout` draws from PyTorch's generators.
-    cuda = torch.cuda
-    devices = [cuda.current_device()] if cuda.is_available() else []
-    state = torch.get_rng_state()
-    states = [cuda.get_rng_state(device) for device in devices]
-
-    @contextlib.contextmanager
-    def again() -> Iterator[None]:
-        with torch.random.fork_rng(devices):
-            torch.set_rng_state(state)
-            for pair in zip(states, devices, strict=True):
-                cuda.set_rng_state(*pair)
-            yield
-
-    return again

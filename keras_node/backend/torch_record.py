@@ -8,7 +8,6 @@ recorded once, do without.
 import collections
 import functools
 import types
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +29,6 @@ _GRAPHS_AT_MOST = 128
 _CALLS_BEFORE = 30
 _recording = False
 _PLAIN = {bool, int, float, str, type(None)}
-_OWN = ("keras.src.", "keras_node.layers")
 aten = torch.ops.aten
 
 
@@ -177,45 +175,3 @@ def _keep_constant(module: fx.GraphModule, node: fx.Node) -> None:
     mutable = any(user.target._schema.is_mutable for user in users)
     if len(users) == len(node.users) and not mutable and not value.ndim:
         node.replace_all_uses_with(constant)
-
-
-# By the layer, what tells functions of it apart.
-_identities = weakref.WeakKeyDictionary()
-
-
-def identity(layer: keras.layers.Layer, key: tuple) -> object | None:
-    """An object for the layer as it is now, and the `key`.
-
-    `None` for a layer that is not made of Keras's own alone, which do the same
-    in each call: one of a user's may read what changes between two calls, and
-    a loss that is added in a call would be lost.
-    """
-    makeup = _makeup(layer)
-    if makeup is None:
-        return None
-    known = _identities.setdefault(layer, {})
-    return known.setdefault((key, makeup), object())
-
-
-def _makeup(layer: keras.layers.Layer) -> tuple | None:
-    """What determines what a layer does, beside its variables."""
-    makeup = []
-    for inner in layer._flatten_layers():
-        # Objects and not their `id`, which another may have later. The layer
-        # itself would keep itself alive.
-        makeup.append(None if inner is layer else inner)
-        if (
-            not type(inner).__module__.startswith(_OWN)
-            or isinstance(inner, keras.layers.Lambda)
-            or inner.activity_regularizer is not None
-        ):
-            return None
-        for name, value in vars(inner).items():
-            if name.endswith("activation") and value is not None:
-                module = getattr(value, "__module__", type(value).__module__)
-                if not module.startswith(_OWN):
-                    return None
-                makeup.append(value)
-            elif isinstance(value, (bool, int, float, str)):
-                makeup.append((name, value))
-    return tuple(makeup)
