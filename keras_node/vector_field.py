@@ -206,6 +206,8 @@ class _Scope(keras.StatelessScope):
         value = super().get_current_value(variable)
         if value is None:
             self._strangers[id(variable)] = variable
+            if self.original_scope:  # Keras's own, around the block
+                value = self.original_scope.get_current_value(variable)
         return value
 
     @property

@@ -10,6 +10,7 @@ from keras import ops
 
 import keras_node
 from keras_node import backend
+from keras_node import makeup
 
 
 def test_vjp_pulls_back_through_structures():
@@ -107,7 +108,7 @@ def test_what_is_recorded_does_what_the_network_does():
 
     def recorded(layer):
         """How many solves of this layer's there are graphs of."""
-        known = torch_record._identities.get(layer, {}).values()
+        known = makeup._identities.get(layer, {}).values()
         return sum(
             callable(graph)
             for key, graph in torch_record._graphs.items()
