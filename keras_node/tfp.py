@@ -207,10 +207,14 @@ def solve(
     ys = ()
     if s_eval is not None:
         good = tf.logical_and(success, inside)
-        ys = tree.map_structure(
-            lambda y: tf.where(structure.expand(good, y[:-1]), y[:-1], nan),
-            results.states,
-        )
+
+        def reported(rows, end):
+            rows = rows[:-1]
+            # Not the polynomial there, which rounds.
+            rows = tf.where(structure.expand(s_eval >= span, rows), end, rows)
+            return tf.where(structure.expand(good, rows), rows, nan)
+
+        ys = tree.map_structure(reported, results.states, y1)
     num_evals = results.diagnostics.num_ode_fn_evaluations
     elapsed = tf.where(success, span, state.last_step_start)
     return Solution(
