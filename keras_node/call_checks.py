@@ -9,9 +9,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
-
-from keras_node import backend
 
 
 def not_symbolic(name: str, value: Any) -> None:
@@ -143,38 +140,6 @@ def unmasked(name: str, value: Any) -> None:
             "block was not made with: the mask has no place for them. "
             f"Received: {_described(value)} with a mask"
         )
-
-
-def times_to_report(name: str, value: Any, span: tuple, dtype: str) -> Any:
-    """A vector of times within `span`, as far as they are known."""
-    symbolic = isinstance(value, keras.KerasTensor)
-    times = value if symbolic else _real_tensor(value, dtype)
-    if times is None or len(times.shape) != 1 or times.shape[0] == 0:
-        raise ValueError(
-            f"`{name}` must be a non-empty vector of times. "
-            f"Received: {name}={_described(value)}"
-        )
-    values = None if symbolic else backend.value(times)
-    if values is not None:
-        low, high = (np.asarray(x, values.dtype) for x in sorted(span))
-        slack = 4 * np.finfo(values.dtype).eps * max(abs(low), abs(high))
-        if not np.all((values >= low - slack) & (values <= high + slack)):
-            raise ValueError(
-                f"`{name}` must lie within `t_span`, here {span}. "
-                f"Received: {name}={values}"
-            )
-    return times
-
-
-def _real_tensor(value: Any, dtype: str) -> Any:
-    """Real numbers as a tensor of that dtype, `None` for all else."""
-    is_float, is_int = keras.backend.is_float_dtype, keras.backend.is_int_dtype
-    try:
-        found = ops.convert_to_tensor(value).dtype
-        real = is_float(found) or is_int(found)
-        return ops.convert_to_tensor(value, dtype) if real else None
-    except Exception:  # each framework raises its own
-        return None
 
 
 def answer(name: str, network: Callable, inputs: Any) -> Any:

@@ -11,6 +11,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_node.times import Times
+from keras_node.times import given
+
 # float32 holds numbers from 1e-38 to 3e38. A solve squares the tolerances, and
 # multiplies times by slopes and coefficients.
 _SMALLEST, _LARGEST = 1e-18, 1e30
@@ -91,20 +94,45 @@ def time_span(name: str, value: Any) -> tuple[float, float]:
     )
 
 
-def times_within(name: str, value: Any, span: tuple) -> list[float] | None:
-    """Times between the ends of `span`, in any order."""
-    if value is None:
-        return None
-    try:
-        times = np.asarray(value)
-    except Exception:  # of whatever kind a tensor may raise
-        times = np.asarray([])
-    if times.ndim == 1 and times.size and times.dtype.kind in "iuf":
-        if np.all((times >= min(span)) & (times <= max(span))):
-            return times.astype("float64").tolist()
+def times_within(
+    name: str, value: Any, span: tuple, dtype: str, known: bool = False
+) -> Times:
+    """Times between the ends of `span`, in any order, as far as known.
+
+    Args:
+        name: The name of the argument.
+        value: What was received.
+        span: The pair `(t0, t1)`.
+        dtype: That in which the time elapsed will be counted.
+        known: Whether they must be known.
+
+    Returns:
+        The `Times`; those at an end of `span` but for rounding, exactly.
+    """
+    times = given(value)
+    if times is None or len(times.values.shape) != 1 or 0 in times.values.shape:
+        raise ValueError(
+            f"`{name}` must be a non-empty vector of times. "
+            f"Received: {name}={value!r}"
+        )
+    if not times.tell_apart(span):
+        raise ValueError(
+            f"`{name}` must be of a precision that tells times within `t_span`,"
+            f" here {span}, apart; theirs are {times.spacing(span):.2g} apart "
+            "or the same. Give Python floats or float64, or shift time so that "
+            f"`t_span` starts at 0. Received: {name}={value!r}"
+        )
+    if not times.known and not known:
+        return times
+    if times.known:
+        times = times.snapped(span, dtype)
+        inside = (times.values >= min(span)) & (times.values <= max(span))
+        if np.all(inside):
+            return times
+        value = f"{value!r}, in it {float(times.values[~inside][0])}"
     raise ValueError(
-        f"`{name}` must be a non-empty sequence of times within `t_span`, here "
-        f"{span}. Received: {name}={value!r}"
+        f"`{name}` must be known times within `t_span`, here {span}. "
+        f"Received: {name}={value}"
     )
 
 

@@ -61,7 +61,7 @@ class Solver(Config, abc.ABC):
         t0: Any,
         t1: Any,
         y0: Any,
-        t_eval: Any = None,
+        s_eval: Any = None,
         checkpoints: int = 0,
         norm: Callable | None = None,
         integrand: Callable | None = None,
@@ -76,9 +76,9 @@ class Solver(Config, abc.ABC):
             t0: Float or scalar tensor, the initial time.
             t1: The final time. `t1 < t0` integrates backwards.
             y0: A structure of float tensors of one dtype.
-            t_eval: Tensor of shape `(T,)`, times to report the state at, in
-                the order from `t0` to `t1`. For a time outside, NaN is
-                reported.
+            s_eval: Tensor of shape `(T,)`, the times elapsed since `t0` to
+                report the state at, in ascending order: `|t - t0|`. For one
+                outside of the interval, NaN is reported.
             checkpoints: Int, how many states a solver that `records` keeps in
                 the `Trajectory`. With `0` there is none.
             norm: The norm of a state by which errors are judged, if not
@@ -132,7 +132,7 @@ class Adjoint(Config, abc.ABC):
         t0: float,
         t1: float,
         y0: Any,
-        t_eval: Any,
+        s_eval: Any,
         solution: Solution,
         params: Any,
         adjoint: Solution,
@@ -145,7 +145,7 @@ class Adjoint(Config, abc.ABC):
             t0: Float, the initial time of the forward solve.
             t1: Float, its final time.
             y0: The initial state.
-            t_eval: The times reported, or `None`.
+            s_eval: The times reported, elapsed since `t0`, or `None`.
             solution: The `Solution` of the forward solve.
             params: What `f` took as its third argument.
             adjoint: A `Solution` with the cotangents of `y1` and `ys`; the
@@ -164,7 +164,7 @@ class Adjoint(Config, abc.ABC):
         y0: Any,
         params: Any,
         frozen: Any = (),
-        t_eval: Any = None,
+        s_eval: Any = None,
         norm: Callable | None = None,
     ) -> Solution:
         """Solves `y(t0) = y0`, with gradients to `y0` and `params`.
@@ -179,13 +179,13 @@ class Adjoint(Config, abc.ABC):
             frozen: Structure of tensors that no gradient flows to. Everything
                 that `f` reads is an argument: a framework may run the backward
                 pass where values closed over are gone.
-            t_eval: Times to report, as in `Solver.solve`.
+            s_eval: Times to report, as in `Solver.solve`.
             norm: The norm of a state in the forward solve, likewise.
 
         Returns:
             A `Solution`, differentiable in `y1` and `ys`.
         """
-        reports = t_eval is not None
+        reports = s_eval is not None
 
         def forward(args, constants, keeps):
             y0, params = args
@@ -198,7 +198,7 @@ class Adjoint(Config, abc.ABC):
                 t0,
                 t1,
                 y0,
-                t_eval=times if reports else None,
+                s_eval=times if reports else None,
                 checkpoints=self.checkpoints if keeps else 0,
                 norm=norm,
                 tape=tape,
@@ -234,7 +234,7 @@ class Adjoint(Config, abc.ABC):
         if getattr(f, "identity", None) and f.identity():
             made = (self.identity(), solver.identity(), f.identity())
             identity = (*made, t0, t1, reports, norm)
-        constants = (frozen, t_eval if reports else ())
+        constants = (frozen, s_eval if reports else ())
         function = backend.custom_vjp(forward, backward, identity)
         return function((y0, params), constants)
 

@@ -43,15 +43,6 @@ class Interval(NamedTuple):
         """The time `t` at `s`; rounding never leaves the interval."""
         return ops.clip(self.t0 + self.sign * s, self.low, self.high)
 
-    def elapsed(self, times: Any) -> Any:
-        """The `s` of `times`; those at an end, but for rounding, exactly."""
-        dtype = keras.backend.standardize_dtype(self.t0.dtype)
-        s = self.sign * (ops.convert_to_tensor(times, dtype) - self.t0)
-        largest = structure.larger(ops.abs(self.t0), ops.abs(self.t1))
-        slack = 4 * float(np.finfo(dtype).eps) * largest
-        s = ops.where(ops.abs(s) <= slack, ops.zeros_like(s), s)
-        return ops.where(ops.abs(s - self.span) <= slack, self.span, s)
-
 
 class Field(NamedTuple):
     """The slope `dy/ds` as a function of `(s, y, ...)`, where `dy/dt = f`."""

@@ -63,6 +63,7 @@ class State(NamedTuple):
             y1=structure.nan_unless(success, self.y),
             ys=self.ys,
             t=ops.where(success, interval.t1, interval.time(self.t)),
+            elapsed=self.t,
             num_evals=self.num_evals,
             num_steps=self.num_steps,
             num_accepted=self.num_accepted,

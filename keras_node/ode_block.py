@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
+from keras import tree
 
 from keras_node import adjoints
 from keras_node import backend
@@ -18,6 +20,8 @@ from keras_node import structure
 from keras_node.interfaces import Adjoint
 from keras_node.interfaces import Solver
 from keras_node.solution import Solution
+from keras_node.times import Times
+from keras_node.times import given
 from keras_node.vector_field import VectorField
 from keras_node.vector_field import arguments
 from keras_node.vector_field import symbolic_call
@@ -47,9 +51,14 @@ class ODEBlock(keras.layers.Layer):
             model, call one `ODEBlock` twice; Keras cannot load a model in
             which two blocks hold one network.
         t_span: Pair of floats `(t0, t1)`, at most `1e30` in size; `t1 < t0`
-            integrates backwards. Defaults to `(0.0, 1.0)`.
+            integrates backwards. It may lie far from 0, as Unix seconds do:
+            what counts is the time since `t0`. Dynamics that are called with
+            the time, however, get it in the dtype of the state, and float32
+            tells no seconds apart there: shift time so that it starts at 0.
+            Defaults to `(0.0, 1.0)`.
         t_eval: Sequence of floats within `t_span`, in any order, the times to
-            report the state at instead of `y(t1)` alone, or `None`. Defaults
+            report the state at instead of `y(t1)` alone, or `None`. A time
+            that is an end of `t_span` but for rounding is that end. Defaults
             to `None`.
         solver: A `keras_node.solvers.Solver` or its name. Defaults to
             `"dormand_prince"`.
@@ -74,9 +83,12 @@ class ODEBlock(keras.layers.Layer):
             list `[y0, u, ...]` with context `u, ...`: tensors of any shape
             and dtype that every evaluation of `dynamics` gets. Gradients flow
             to those of floats; others `dynamics` must cast.
-        t_eval: Tensor of shape `(T,)`, times to report in place of the
-            layer's own. In compiled code, the state at a time outside `t_span`
-            is NaN.
+        t_eval: Times to report in place of the layer's own: a sequence, an
+            array, a variable or a tensor of shape `(T,)`. `t0` is subtracted
+            from floats of Python and NumPy, from whole numbers and from
+            tensors of float64 in that precision; JAX makes float32 of them in
+            compiled code, as long as float64 is not enabled. In compiled code,
+            the state at a time outside `t_span` is NaN.
         training: Boolean, passed on to `dynamics`. What is random in it
             (dropout) is drawn once per call, and its non-trainable state
             (moving statistics) is updated once per call, from `inputs`, where
@@ -90,7 +102,8 @@ class ODEBlock(keras.layers.Layer):
         state is passed on, except with `t_eval`; `dynamics` does not see it.
 
     Raises:
-        ValueError: If an argument is not as described, `dynamics` changes the
+        ValueError: If an argument is not as described, the dtype of `t_eval`
+            does not tell times within `t_span` apart, `dynamics` changes the
             shape of the state or returns no floats, the state has integers,
             or `adjoint` needs a record of the steps and `solver` keeps none.
         keras_node.SolverError: If a solve fails in an eager call.
@@ -136,6 +149,8 @@ class ODEBlock(keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        # Keras would round times, too: what else there is, `solve` casts.
+        self._casts_inputs, self.autocast = self.autocast, False
         checks.float_dtype("dtype", self.compute_dtype)
         self.supports_masking = True
         self._num_inputs = None  # known when it is built
@@ -143,7 +158,10 @@ class ODEBlock(keras.layers.Layer):
         self.observer = None
         self.dynamics = checks.network("dynamics", dynamics)
         self.t_span = checks.time_span("t_span", t_span)
-        self.t_eval = checks.times_within("t_eval", t_eval, self.t_span)
+        self.t_eval = None
+        if t_eval is not None:
+            times = self._checked(t_eval, known=True)
+            self.t_eval = times.values.tolist()
         tolerances = {"rtol": rtol, "atol": atol}
         given = {k: v for k, v in tolerances.items() if v is not None}
         self.solver = solvers.get(solver, **given)
@@ -180,13 +198,18 @@ class ODEBlock(keras.layers.Layer):
         )
         self._num_inputs = len(shapes)
 
+    def __call__(self, inputs: Any, t_eval: Any = None, **kwargs: Any) -> Any:
+        if t_eval is not None:
+            kwargs["t_eval"] = _unrounded(t_eval, inputs)
+        return super().__call__(inputs, **kwargs)
+
     def call(
         self, inputs: Any, t_eval: Any = None, training: bool | None = None
     ) -> Any:
         solution = self.solve(inputs, t_eval=t_eval, training=training)
         if self.observer is not None:
             self.observer.update(solution)
-        solution.check()
+        solution.check(t_span=self.t_span)
         if self.kinetic_regularizer:
             energy = solution.integral
             size = ops.cast(ops.maximum(ops.shape(energy)[0], 1), energy.dtype)
@@ -213,8 +236,8 @@ class ODEBlock(keras.layers.Layer):
         Args:
             inputs: Float tensor of shape `(batch, ...)`, the state at `t0`, or
                 a list of it and the context.
-            t_eval: Tensor of shape `(T,)`, times to report, or `None` for
-                those of the layer.
+            t_eval: Times to report, as at a call, or `None` for those of the
+                layer.
             training: Boolean, passed on to `dynamics`.
 
         Returns:
@@ -235,6 +258,8 @@ class ODEBlock(keras.layers.Layer):
             self.build([tuple(x.shape) for x in (y0, *context)])
         y0, *context = map(_without_mask, (y0, *context))
         y0 = ops.cast(y0, self._state_dtype)
+        if self._casts_inputs:
+            context = [_cast_floats(u, self.compute_dtype) for u in context]
         times, order = self._times(t_eval)
         field = VectorField(
             self.dynamics, context, y0, self.time_dependent, training
@@ -255,7 +280,7 @@ class ODEBlock(keras.layers.Layer):
             t1=t1,
             params=field.params,
             frozen=field.frozen,
-            t_eval=times,
+            s_eval=times,
         )
         if not self.kinetic_regularizer:
             return solve(f=field.function, y0=y0)
@@ -274,21 +299,21 @@ class ODEBlock(keras.layers.Layer):
         return dtype if dtype in ("float32", "float64") else "float32"
 
     def _times(self, t_eval: Any) -> tuple[Any, Any]:
-        """The times to report in the order of integration, and that order."""
-        if t_eval is not None:
-            times = self._checked(t_eval)
-        elif self.t_eval is not None:
-            times = ops.convert_to_tensor(self.t_eval, self._state_dtype)
-        else:
+        """The times to report, elapsed and in order, and that order."""
+        t_eval = self.t_eval if t_eval is None else t_eval
+        if t_eval is None:
             return None, None
-        t0, t1 = self.t_span
-        order = ops.argsort(times if t1 > t0 else -times)
-        return ops.take(times, order), order
+        s = self._checked(t_eval).elapsed(self.t_span, self._state_dtype)
+        if isinstance(s, np.ndarray):
+            order = np.argsort(s, kind="stable").astype("int32")
+            s, order = s[order], ops.convert_to_tensor(order)
+            return ops.convert_to_tensor(s, self._state_dtype), order
+        order = ops.argsort(s)
+        return ops.take(s, order), order
 
-    def _checked(self, t_eval: Any) -> Any:
-        """The times given at a call, as a tensor."""
-        return call_checks.times_to_report(
-            "t_eval", t_eval, self.t_span, self._state_dtype
+    def _checked(self, t_eval: Any, known: bool = False) -> Times:
+        return checks.times_within(
+            "t_eval", t_eval, self.t_span, self._state_dtype, known
         )
 
     def compute_output_shape(
@@ -306,10 +331,10 @@ class ODEBlock(keras.layers.Layer):
         if t_eval is not None:
             call_checks.unmasked("inputs", y0)
         call_checks.flag("training", training)
-        shape = self.compute_output_shape(
-            y0.shape,
-            None if t_eval is None else tuple(self._checked(t_eval).shape),
-        )
+        t_eval_shape = None
+        if t_eval is not None:
+            t_eval_shape = tuple(self._checked(t_eval).values.shape)
+        shape = self.compute_output_shape(y0.shape, t_eval_shape)
         return keras.KerasTensor(shape, dtype=self.compute_dtype)
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
@@ -340,6 +365,27 @@ class ODEBlock(keras.layers.Layer):
             "dynamics", config.get("dynamics"), {}, keras.layers.Layer
         )
         return cls(**config)
+
+
+def _unrounded(t_eval: Any, inputs: Any) -> Any:
+    """Times in a form that Keras does not touch before a call.
+
+    From arrays it makes tensors, on JAX of float32 and int32.
+    """
+    if ops.is_tensor(t_eval) or isinstance(t_eval, keras.KerasTensor):
+        return t_eval
+    times = given(t_eval)
+    if any(isinstance(x, keras.KerasTensor) for x in tree.flatten(inputs)):
+        # A functional model keeps, and saves, what it is made with; of a
+        # variable it reads the value in each call.
+        fixed = times and times.known and not isinstance(t_eval, keras.Variable)
+        return times.values.tolist() if fixed else t_eval
+    return times or t_eval
+
+
+def _cast_floats(x: Any, dtype: str) -> Any:
+    x = ops.convert_to_tensor(x)
+    return ops.cast(x, dtype) if keras.backend.is_float_dtype(x.dtype) else x
 
 
 def _without_mask(x: Any) -> Any:

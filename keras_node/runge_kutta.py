@@ -41,7 +41,7 @@ class RungeKutta(Method):
         t0: Any,
         t1: Any,
         y0: Any,
-        t_eval: Any = None,
+        s_eval: Any = None,
         checkpoints: int = 0,
         norm: Callable | None = None,
         integrand: Callable | None = None,
@@ -54,7 +54,7 @@ class RungeKutta(Method):
             f=Field(f, interval),
             span=interval.span,
             norm=structure.RmsNorm(self.per_sample) if norm is None else norm,
-            s_eval=None if t_eval is None else interval.elapsed(t_eval),
+            s_eval=s_eval,
             integrand=integrand and Field(integrand, interval),
         )
         if self.per_sample:

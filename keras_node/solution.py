@@ -1,6 +1,7 @@
 """What a solve returns, and how it says that it failed."""
 
 import enum
+import math
 from typing import Any
 from typing import NamedTuple
 
@@ -68,6 +69,7 @@ class Solution(NamedTuple):
     y1: Any  # the state at t1, of the structure of y0
     ys: Any  # the states at t_eval, (T, batch, ...); () if none were asked for
     t: Any  # the time reached: t1, unless the solve failed
+    elapsed: Any  # from t0 until then; where t0 is far from 0, it tells more
     num_evals: Any  # calls of f
     num_steps: Any  # steps tried: accepted and rejected
     num_accepted: Any  # steps accepted
@@ -86,7 +88,9 @@ class Solution(NamedTuple):
         status = backend.value(self.status)
         return None if status is None else np.flatnonzero(status)
 
-    def check_backward(self, forward: "Solution", remedies: str) -> None:
+    def check_backward(
+        self, forward: "Solution", remedies: str, t_span: tuple
+    ) -> None:
         """As `check`, for a backward solve; quiet if `forward` had failed."""
         failed = forward.failed()
         if failed is None or failed.size:
@@ -96,7 +100,7 @@ class Solution(NamedTuple):
             and backend.value(self.num_accepted) == 0
         ):
             raise SolverError(_NO_GRADIENT)
-        self.check("backward solve", remedies)
+        self.check("backward solve", remedies, t_span)
 
     def check_gradients(self, finite: Any) -> None:
         """Raises `SolverError` if they are not `finite`, outside compiled code.
@@ -107,7 +111,12 @@ class Solution(NamedTuple):
         if failed is not None and not failed.size and known_false(finite):
             raise SolverError(_NO_GRADIENT)
 
-    def check(self, name: str = "solve", remedies: str = _REMEDIES) -> None:
+    def check(
+        self,
+        name: str = "solve",
+        remedies: str = _REMEDIES,
+        t_span: tuple | None = None,
+    ) -> None:
         """Raises `SolverError` if a solve failed, outside compiled code."""
         failed = self.failed()
         if failed is None or not failed.size:
@@ -122,11 +131,22 @@ class Solution(NamedTuple):
                 f"The {name} of {failed.size} of {len(self.status)} samples "
                 f"failed. That of sample {failed[0]}"
             )
+        t = f"{first(self.t):.6g}"
+        if t_span is not None:
+            t = _time(t_span, float(first(self.elapsed)))
         raise SolverError(
-            f"{who} stopped at t = {first(self.t):.6g} after "
+            f"{who} stopped at t = {t} after "
             f"{first(self.num_steps)} steps ({first(self.num_accepted)} "
             f"accepted): {_REASONS[Status(first(self.status))]}. {remedies}"
         )
+
+
+def _time(t_span: tuple, elapsed: float) -> str:
+    """The time after `elapsed`, in digits that tell times in `t_span` apart."""
+    t0, t1 = t_span
+    larger = max(abs(t0), abs(t1)) / abs(t1 - t0)
+    digits = min(6 + math.ceil(math.log10(max(larger, 1))), 17)
+    return f"{t0 + math.copysign(elapsed, t1 - t0):.{digits}g}"
 
 
 def known_false(condition: Any) -> bool:

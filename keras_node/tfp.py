@@ -170,7 +170,7 @@ def solve(
     t0: Any,
     t1: Any,
     y0: Any,
-    t_eval: Any = None,
+    s_eval: Any = None,
     norm: Callable | None = None,
 ) -> Solution:
     """Integrates `f` from `t0` to `t1`, as `Solver.solve` says."""
@@ -186,8 +186,7 @@ def solve(
         norm or structure.rms_norm,
     )
     times = span[None]
-    if t_eval is not None:
-        s_eval = interval.elapsed(t_eval)
+    if s_eval is not None:
         inside = tf.logical_and(s_eval >= 0, s_eval <= span)
         s_eval = tf.where(inside, s_eval, span)
         times = tf.concat([s_eval, times], axis=0)
@@ -206,19 +205,23 @@ def solve(
     success = status == Status.SUCCESS
     nan = tf.constant(float("nan"), dtype)
     ys = ()
-    if t_eval is not None:
+    if s_eval is not None:
         good = tf.logical_and(success, inside)
-        ys = tree.map_structure(
-            lambda y: tf.where(structure.expand(good, y[:-1]), y[:-1], nan),
-            results.states,
-        )
+
+        def reported(rows, end):
+            rows = rows[:-1]
+            # Not the polynomial there, which rounds.
+            rows = tf.where(structure.expand(s_eval >= span, rows), end, rows)
+            return tf.where(structure.expand(good, rows), rows, nan)
+
+        ys = tree.map_structure(reported, results.states, y1)
     num_evals = results.diagnostics.num_ode_fn_evaluations
+    elapsed = tf.where(success, span, state.last_step_start)
     return Solution(
         y1=structure.nan_unless(success, y1),
         ys=ys,
-        t=tf.where(
-            success, tf.cast(t1, dtype), interval.time(state.last_step_start)
-        ),
+        t=tf.where(success, interval.t1, interval.time(elapsed)),
+        elapsed=elapsed,
         num_evals=num_evals + (2 if config.first_step is None else 1),
         num_steps=num_evals // _STEP_EVALS,
         num_accepted=state.num_accepted,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import pytest
 from keras import ops
 from keras import tree
@@ -101,6 +102,15 @@ def compilations() -> dict[str, Callable]:
 
 
 COMPILED = [how for how in compilations() if how != "eager"]
+
+
+def elapsed(problem: Any, t_eval: Any, dtype: str) -> Any:
+    """The times since `t0`, as solvers want them; `None` if there are none."""
+    if t_eval is None:
+        return None
+    sign = np.sign(problem.t1 - problem.t0)
+    s_eval = sign * (np.asarray(t_eval) - problem.t0)
+    return ops.convert_to_tensor(s_eval, dtype)
 
 
 def numpy(structure: Any) -> Any:

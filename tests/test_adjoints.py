@@ -13,6 +13,7 @@ from helpers import PAIRS
 from helpers import PER_SAMPLE
 from helpers import accurate
 from helpers import compilations
+from helpers import elapsed
 from helpers import numpy
 from helpers import slow
 from helpers import slow_unless
@@ -33,8 +34,7 @@ def gradients(
     adjoint, solver, problem, dtype="float64", wrap=lambda f: f, t_eval=None
 ):
     """The sum of the states returned, and its gradients."""
-    if t_eval is not None:
-        t_eval = ops.convert_to_tensor(t_eval, dtype)
+    s_eval = elapsed(problem, t_eval, dtype)
 
     def integrate(y0, params):
         solution = adjoint.integrate(
@@ -44,7 +44,7 @@ def gradients(
             problem.t1,
             y0,
             params,
-            t_eval=t_eval,
+            s_eval=s_eval,
         )
         return solution.y1 if t_eval is None else ops.sum(solution.ys, axis=0)
 

@@ -171,13 +171,26 @@ def test_there_and_back_again_is_where_it_started(case):
     assert error(case, back, case.x) < 100
 
 
-@given(cases(), st.integers(-64, 64))
-def test_time_itself_is_of_no_account(case, shift):
-    t0, t1 = case.t0 + shift, case.t0 + shift + case.duration
-    here = solve(case.block(), case.x)
-    there = solve(case.block(t_span=(t0, t1)), case.x)
+@given(
+    cases(),
+    st.integers(-(10**9), 10**9),
+    st.lists(st.integers(0, 16), min_size=1, max_size=3),
+)
+def test_time_itself_is_of_no_account(case, shift, sixteenths):
+    # All of these times are exact in float64: so are the numbers the same.
+    here, there = (
+        solve(
+            case.block(
+                t_span=(t0, t0 + case.duration),
+                t_eval=[t0 + n * case.duration / 16 for n in sixteenths],
+            ),
+            case.x,
+        )
+        for t0 in (case.t0, case.t0 + shift)
+    )
     np.testing.assert_array_equal(there.num_steps, here.num_steps)
-    np.testing.assert_allclose(there.y1, here.y1, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(there.y1, here.y1)
+    np.testing.assert_array_equal(there.ys, here.ys)
 
 
 @given(cases([(name, "backsolve") for name in PER_SAMPLE], (True,)), st.data())

@@ -11,6 +11,7 @@ from helpers import COMPILED
 from helpers import PER_SAMPLE
 from helpers import accurate
 from helpers import compilations
+from helpers import elapsed
 from helpers import numpy
 from helpers import slow_unless
 from helpers import untraced
@@ -27,8 +28,7 @@ NATIVE = [name for name in solvers.ALL if name != "dormand_prince"]
 def solve(solver, problem, dtype="float64", wrap=lambda f: f, t_eval=None):
     params = ops.convert_to_tensor(problem.params, dtype)
     y0 = ops.convert_to_tensor(problem.y0, dtype)
-    if t_eval is not None:
-        t_eval = ops.convert_to_tensor(t_eval, dtype)
+    s_eval = elapsed(problem, t_eval, dtype)
     return numpy(
         wrap(
             lambda y0: solver.solve(
@@ -36,7 +36,7 @@ def solve(solver, problem, dtype="float64", wrap=lambda f: f, t_eval=None):
                 problem.t0,
                 problem.t1,
                 y0,
-                t_eval,
+                s_eval,
             )
         )(y0)
     )

@@ -12,6 +12,8 @@ from keras_node import dense_output
 from keras_node import structure
 from keras_node.interfaces import Adjoint
 from keras_node.interfaces import Solver
+from keras_node.interval import Field
+from keras_node.interval import Interval
 from keras_node.solution import Solution
 from keras_node.solution import Status
 from keras_node.trajectory import read_row
@@ -65,7 +67,7 @@ class BacksolveAdjoint(Adjoint):
         t0: float,
         t1: float,
         y0: Any,
-        t_eval: Any,
+        s_eval: Any,
         solution: Solution,
         params: Any,
         adjoint: Solution,
@@ -73,7 +75,11 @@ class BacksolveAdjoint(Adjoint):
         # The gradient of the parameters is one for all samples.
         backward = (self.solver or solver).together()
 
-        augmented = structure.Bound(_augmented, (f, params))
+        # In elapsed time: between two close reports, none of it is lost.
+        dtype = solution.t.dtype
+        g = Field(f, Interval.between(t0, t1, dtype))
+        augmented = structure.Bound(_augmented, (g, params))
+        span = abs(t1 - t0)
 
         def back(start, end, state, expected):
             # Nothing depends on the integral of the parameters' gradient, so
@@ -88,21 +94,22 @@ class BacksolveAdjoint(Adjoint):
             astray = _astray(result.y1[0], state[0], expected)
             astray = ops.logical_and(result.success, astray)
             status = ops.where(astray, int(Status.ASTRAY), result.status)
-            result = result._replace(status=status)
-            result.check_backward(solution, _REMEDIES)
+            result = result._replace(
+                status=status, elapsed=start - result.elapsed
+            )
+            result.check_backward(solution, _REMEDIES, (t0, t1))
             return structure.nan_unless(result.success, result.y1)
 
         zeros = structure.full_like(params, 0.0)
         state = (solution.y1, adjoint.y1, zeros)
-        if t_eval is None:
-            _, *gradients = back(t1, t0, state, y0)
+        if s_eval is None:
+            _, *gradients = back(span, 0.0, state, y0)
             return tuple(gradients)
 
         # From each time reported back to the one before it, where the state
         # is known and its cotangent comes in; at last to t0.
-        dtype = solution.t.dtype
-        times = ops.clip(ops.cast(t_eval, dtype), min(t0, t1), max(t0, t1))
-        ends = [ops.full((1,), t, dtype=dtype) for t in (t0, t1)]
+        ends = [ops.full((1,), s, dtype=dtype) for s in (0.0, span)]
+        times = ops.clip(s_eval, 0.0, span)
         times = ops.concatenate([ends[0], times, ends[1]])
 
         def jump(j, state):

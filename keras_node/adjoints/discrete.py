@@ -77,7 +77,7 @@ class DiscreteAdjoint(Adjoint):
         t0: float,
         t1: float,
         y0: Any,
-        t_eval: Any,
+        s_eval: Any,
         solution: Solution,
         params: Any,
         adjoint: Solution,
@@ -85,8 +85,7 @@ class DiscreteAdjoint(Adjoint):
         path, tape = solution.trajectory, solution.tape
         interval = Interval.between(t0, t1, solution.t.dtype)
         g = Field(f, interval)
-        reports = t_eval is not None
-        s_eval = interval.elapsed(t_eval) if reports else None
+        reports = s_eval is not None
 
         def undo(i, y, pointer, adj_y, adj_params):
             adj_inside = ()

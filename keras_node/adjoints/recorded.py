@@ -75,7 +75,7 @@ class _WayBack(NamedTuple):
     """What it takes to bring the gradients back over a forward step."""
 
     solve: Callable  # `RecordedAdjoint._solve`, with a solver
-    interval: Interval
+    t_span: tuple  # the ends of the forward solve
     g: Callable
     params: Any
     s_eval: Any  # the times reported, or None
@@ -93,8 +93,10 @@ class _WayBack(NamedTuple):
             rate = way / ops.where(duration > 0, duration, 1.0)
         equation = AdjointEquation(self.g, self.params, step, s, rate)
         result, *gradients = self.solve(equation, duration, adj_y, adj_params)
-        reached = self.interval.time(ops.max(s, initial=0.0) - result.t)
-        result._replace(t=reached).check_backward(self.forward, _REMEDIES)
+        reached = ops.max(s, initial=0.0) - result.elapsed
+        result._replace(elapsed=reached).check_backward(
+            self.forward, _REMEDIES, self.t_span
+        )
         return tuple(gradients)
 
     def undo(
@@ -181,21 +183,20 @@ class RecordedAdjoint(Adjoint):
         t0: float,
         t1: float,
         y0: Any,
-        t_eval: Any,
+        s_eval: Any,
         solution: Solution,
         params: Any,
         adjoint: Solution,
     ) -> tuple[Any, Any]:
         path = solution.trajectory
-        interval = Interval.between(t0, t1, solution.t.dtype)
-        g = Field(f, interval)
+        g = Field(f, Interval.between(t0, t1, solution.t.dtype))
         backward = (self.solver or solver).over_step(abs(t1 - t0))
         way_back = _WayBack(
             functools.partial(self._solve, backward),
-            interval,
+            (t0, t1),
             g,
             params,
-            None if t_eval is None else interval.elapsed(t_eval),
+            s_eval,
             adjoint.ys,
             solution,
         )

@@ -166,6 +166,8 @@ def _known_shape(x: Any) -> Any:
 
 
 def value(x: Any) -> np.ndarray | None:
+    if isinstance(x, tf.Variable) and not tf.executing_eagerly():
+        return None  # it has `numpy` there, too
     return x.numpy() if hasattr(x, "numpy") else None
 
 

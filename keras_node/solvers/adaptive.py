@@ -108,7 +108,7 @@ class DormandPrince(Dopri5):
         t0: Any,
         t1: Any,
         y0: Any,
-        t_eval: Any = None,
+        s_eval: Any = None,
         checkpoints: int = 0,
         norm: Callable | None = None,
         integrand: Callable | None = None,
@@ -116,10 +116,10 @@ class DormandPrince(Dopri5):
         tape: Any = (),
     ) -> Solution:
         if keras.backend.backend() != "tensorflow":
-            return super().solve(f, t0, t1, y0, t_eval, norm=norm)
+            return super().solve(f, t0, t1, y0, s_eval, norm=norm)
         from keras_node import tfp
 
-        return tfp.solve(self, f, t0, t1, y0, t_eval, norm)
+        return tfp.solve(self, f, t0, t1, y0, s_eval, norm)
 
 
 @_register
