@@ -135,7 +135,7 @@ class ODEBlock(keras.layers.Layer):
         kinetic_regularizer: float | None = None,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        super().__init__(**checks.layer_arguments(kwargs))
         checks.float_dtype("dtype", self.compute_dtype)
         self.supports_masking = True
         self._num_inputs = None  # known when it is built
