@@ -403,7 +403,9 @@ def test_an_exported_model_serves_what_the_model_predicts(
     solver, adjoint, tmp_path
 ):
     tf = pytest.importorskip("tensorflow")
-    block = keras_node.ODEBlock(network(), solver=solver, adjoint=adjoint)
+    # TensorFlow's XLA rounds otherwise than JAX's, and so may step otherwise.
+    method = solvers.get(solver, rtol=1e-6, atol=1e-6)
+    block = keras_node.ODEBlock(network(), solver=method, adjoint=adjoint)
     model = keras.Sequential([keras.Input((4,)), block])
     model.export(tmp_path / "model", verbose=False)
     loaded = tf.saved_model.load(tmp_path / "model")
@@ -411,7 +413,7 @@ def test_an_exported_model_serves_what_the_model_predicts(
     x = normal(8, 4)
     for batch in (x, x[:1], 3 * x[:5]):
         np.testing.assert_allclose(
-            served(batch).numpy(), model.predict(batch, verbose=0), atol=1e-6
+            served(batch).numpy(), model.predict(batch, verbose=0), atol=2e-5
         )
     if BACKEND == "tensorflow":
         # The gradient goes along.
