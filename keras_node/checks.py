@@ -75,6 +75,12 @@ def boolean(name: str, value: Any) -> bool:
     )
 
 
+def layer_arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """Those of every Keras layer, as far as older Keras checks them not."""
+    boolean("trainable", given.get("trainable", True))
+    return given
+
+
 def float_dtype(name: str, value: str) -> None:
     if not keras.backend.is_float_dtype(value):
         raise ValueError(

@@ -53,7 +53,7 @@ class ConcatTime(keras.layers.Layer):
     """
 
     def __init__(self, axis: int = -1, **kwargs: Any):
-        super().__init__(**kwargs)
+        super().__init__(**checks.layer_arguments(kwargs))
         self.axis = checks.channel_axis("axis", axis)
 
     def build(self, inputs_shape: list) -> None:
@@ -112,6 +112,7 @@ class ConcatSquash(keras.layers.Wrapper):
     """
 
     def __init__(self, layer: keras.layers.Layer, **kwargs: Any):
+        kwargs = checks.layer_arguments(kwargs)
         super().__init__(checks.network("layer", layer), **kwargs)
 
     def build(self, inputs_shape: list) -> None:
@@ -177,7 +178,7 @@ class Augment(keras.layers.Layer):
     """
 
     def __init__(self, dims: int, axis: int = -1, **kwargs: Any):
-        super().__init__(**kwargs)
+        super().__init__(**checks.layer_arguments(kwargs))
         self.supports_masking = True
         self.dims = checks.positive_int("dims", dims)
         self.axis = checks.channel_axis("axis", axis)

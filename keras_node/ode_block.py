@@ -148,7 +148,7 @@ class ODEBlock(keras.layers.Layer):
         kinetic_regularizer: float | None = None,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        super().__init__(**checks.layer_arguments(kwargs))
         # Keras would round times, too: what else there is, `solve` casts.
         self._casts_inputs, self.autocast = self.autocast, False
         checks.float_dtype("dtype", self.compute_dtype)
