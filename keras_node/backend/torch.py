@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
@@ -168,16 +169,21 @@ def value(x: Any) -> np.ndarray | None:
     return None if made_up else x.detach().cpu().numpy()
 
 
+# The generators are those of the whole process: one thread sets them at a time.
+_generators = threading.RLock()
+
+
 def same_draws() -> Callable:
     # Without a `seed=`, Keras's `Dropout` draws from PyTorch's generators.
     cuda = torch.cuda
     devices = [cuda.current_device()] if cuda.is_available() else []
-    state = torch.get_rng_state()
-    states = [cuda.get_rng_state(device) for device in devices]
+    with _generators:
+        state = torch.get_rng_state()
+        states = [cuda.get_rng_state(device) for device in devices]
 
     @contextlib.contextmanager
     def again() -> Iterator[None]:
-        with torch.random.fork_rng(devices):
+        with _generators, torch.random.fork_rng(devices):
             torch.set_rng_state(state)
             for pair in zip(states, devices, strict=True):
                 cuda.set_rng_state(*pair)
