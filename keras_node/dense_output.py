@@ -81,7 +81,9 @@ def _due(s_eval, accept, step, pointer):
 @backend.recorded
 def _report_one(s_eval, accept, step, y1, ys, pointer, now, s):
     theta = step.fraction(s)
-    state = structure.where(theta >= 1, y1, step.at(theta))
+    # Samples with nothing due may be at a large multiple of their step.
+    inside = step.at(structure.smaller(theta, ops.ones_like(theta)))
+    state = structure.where(theta >= 1, y1, inside)
     state = structure.nan_unless(s >= 0, state)
     row = ops.where(now, pointer, ops.shape(s_eval)[0])
     ys = write_row(ys, row, state)
@@ -89,16 +91,28 @@ def _report_one(s_eval, accept, step, y1, ys, pointer, now, s):
     return ys, pointer, *_due(s_eval, accept, step, pointer)
 
 
-def reported(ys: Any, success: Any) -> Any:
-    """The reports of a solve; NaN, like its end, where it failed."""
+@backend.recorded
+def reported(ys: Any, num_reported: Any, success: Any) -> Any:
+    """The reports of a solve.
+
+    They are NaN, like its end, where it failed, and where a time was past it.
+    """
+    size = ops.shape(structure.leaves(ys)[0])[0] - 1
 
     def leaf(rows):
-        mask = success
-        if len(mask.shape):
-            mask = ops.reshape(mask, (1, -1) + (1,) * (len(rows.shape) - 2))
-        return ops.where(mask, rows[:-1], float("nan"))
+        rank = len(rows.shape)
+        index = ops.arange(0, size, dtype="int32")
+        index = ops.reshape(index, (-1,) + (1,) * (rank - 1))
+        done = index < _of_samples(num_reported, rank)
+        done = ops.logical_and(done, _of_samples(success, rank))
+        return structure.or_nan(rows[:-1], done)
 
     return structure.map_leaves(leaf, ys)
+
+
+def _of_samples(x: Any, rank: int) -> Any:
+    """Gives a value per sample, if it is not a scalar, the rank of reports."""
+    return ops.reshape(x, (1, -1) + (1,) * (rank - 2)) if len(x.shape) else x
 
 
 def collect(

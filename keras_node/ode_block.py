@@ -2,6 +2,7 @@
 
 import functools
 import math
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,9 @@ from keras_node.times import given
 from keras_node.vector_field import VectorField
 from keras_node.vector_field import arguments
 from keras_node.vector_field import symbolic_call
+
+# Of threads that call a block for the first time, the first one builds it.
+_building = threading.RLock()
 
 
 @keras.saving.register_keras_serializable(package="keras_node")
@@ -193,9 +197,9 @@ class ODEBlock(keras.layers.Layer):
         # A symbolic call builds every kind of layer; `dynamics.build` would
         # miss subclasses without a `build` of their own.
         call = functools.partial(symbolic_call, self.dynamics)
-        call_checks.slope(
-            "dynamics", call_checks.answer("dynamics", call, inputs), y.shape
-        )
+        with _building:
+            dy = call_checks.answer("dynamics", call, inputs)
+        call_checks.slope("dynamics", dy, y.shape)
         self._num_inputs = len(shapes)
 
     def __call__(self, inputs: Any, t_eval: Any = None, **kwargs: Any) -> Any:

@@ -67,7 +67,9 @@ class RungeKutta(Method):
         )
         solution = state.solution(interval, self.per_sample)._replace(tape=tape)
         if task.s_eval is not None:
-            ys = dense_output.reported(state.ys, solution.success)
+            ys = dense_output.reported(
+                state.ys, state.num_reported, solution.success
+            )
             solution = solution._replace(ys=ys)
         return solution
 
@@ -103,7 +105,7 @@ class RungeKutta(Method):
         ys = ()
         if task.s_eval is not None:
             size = ops.shape(task.s_eval)[0] + 1
-            ys = structure.full_like(rows_like(y0, size), float("nan"))
+            ys = rows_like(y0, size)
         trajectory = ()
         if checkpoints:
             trajectory = Trajectory.empty(t, y0, self.max_steps, checkpoints)

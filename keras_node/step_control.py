@@ -69,7 +69,7 @@ class AdaptiveRungeKutta(RungeKutta):
         next_dt = ops.where(state.rejected, capped, next_dt)
         if self.per_sample:
             next_dt = step_size.on_grid(next_dt)
-        return ratio <= 1, ratio < float("inf"), next_dt
+        return ratio <= 1, ops.isfinite(ratio), next_dt
 
 
 class FixedRungeKutta(RungeKutta):

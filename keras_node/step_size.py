@@ -57,7 +57,7 @@ def initial_step(
     h0 = structure.smaller(h0, span)
     y1 = structure.advance(y0, h0, (1,), [f0])
     curvature = structure.map_leaves(ops.subtract, f(h0, y1), f0)
-    d2 = scaled_norm(curvature) / h0
+    d2 = scaled_norm(curvature) / ops.where(h0 > 0, h0, 1.0)
     steepest = structure.larger(d1, d2)
     flat = steepest <= 1e-15
     h1 = ops.where(
@@ -121,5 +121,7 @@ def on_grid(dt: Any) -> Any:
     matrix product of that batch size rounds. On the grid it does not reach the
     steps, and so not the solution.
     """
-    exponent = ops.cast(ops.round(4 * ops.log2(dt)), dt.dtype)
-    return 2 ** (exponent / 4)
+    moves = dt > 0  # not where a sample has arrived
+    exponent = ops.round(4 * ops.log2(ops.where(moves, dt, 1.0)))
+    dt = 2 ** (ops.cast(exponent, dt.dtype) / 4)
+    return ops.where(moves, dt, ops.zeros_like(dt))

@@ -94,10 +94,15 @@ def full_like(y: Any, value: float) -> Any:
 
 
 def nan_unless(success: Any, y: Any) -> Any:
-    # As a constant: tf2onnx multiplies by the condition where it sees no NaN.
-    return map_leaves(
-        lambda leaf: ops.where(expand(success, leaf), leaf, float("nan")), y
-    )
+    """A state, or NaN where there was no `success`."""
+    return map_leaves(lambda leaf: or_nan(leaf, expand(success, leaf)), y)
+
+
+def or_nan(x: Any, valid: Any) -> Any:
+    """The tensor `x`, or NaN where it is not `valid`."""
+    # 0 or the root of -1. A constant NaN is what a user who looks for the
+    # first one is shown (`tf.debugging.enable_check_numerics`), used or not.
+    return x + ops.sqrt(ops.cast(valid, x.dtype) - 1)
 
 
 def all_finite(y: Any, per_sample: bool = False) -> Any:

@@ -9,10 +9,10 @@ This is the only module that imports TensorFlow Probability. It is imported
 when the solver is first used.
 """
 
-import contextlib
+import importlib.util
 import logging
+import types
 from collections.abc import Callable
-from collections.abc import Iterator
 from typing import Any
 from typing import NamedTuple
 
@@ -33,15 +33,34 @@ _logger = logging.getLogger("tensorflow")
 _level = _logger.level
 _logger.setLevel(logging.ERROR)
 try:
-    from tensorflow_probability.python.math import ode
-    from tensorflow_probability.python.math.ode import dormand_prince
+    _spec = importlib.util.find_spec(
+        "tensorflow_probability.python.math.ode.dormand_prince"
+    )
+    # A copy of TFP's module, to set globals of: who uses TFP's own, in this
+    # thread or in another one, must see nothing of it.
+    _module = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(_module)
 finally:
     _logger.setLevel(_level)
 
-_STEP_EVALS = ode.DormandPrince.ODE_FN_EVALS_PER_STEP
-_TfpState = dormand_prince._RungeKuttaSolverInternalState
+_STEP_EVALS = _module.DormandPrince.ODE_FN_EVALS_PER_STEP
+_TfpState = _module._RungeKuttaSolverInternalState
 # `tf.cast` reads a Python float as float32 and a NumPy one as it is.
-_EXACT_TABLEAU = tree.map_structure(np.float64, dormand_prince._TABLEAU)
+_module._TABLEAU = tree.map_structure(np.float64, _module._TABLEAU)
+
+
+def _next_step_size(
+    dt: Any, order: int, error_ratio: Any, *factors: Any
+) -> Any:
+    """TFP's next step; without an error its power of 0 is infinite."""
+    error_ratio = tf.maximum(error_ratio, tf.cast(1e-30, error_ratio.dtype))
+    return _util.next_step_size(dt, order, error_ratio, *factors)
+
+
+_util = _module.util
+_module.util = types.SimpleNamespace(
+    **{**vars(_util), "next_step_size": _next_step_size}
+)
 
 
 class _State(NamedTuple):
@@ -50,7 +69,7 @@ class _State(NamedTuple):
     current_state: Any
     current_derivative: Any
     last_step_start: Any  # once the solve has failed: the time reached
-    current_time: Any  # infinite once the solve is over: TFP's loops end
+    current_time: Any  # past `span` once the solve is over: TFP's loops end
     step_size: Any
     interpolating_coefficients: Any
     num_accepted: Any
@@ -60,7 +79,7 @@ class _State(NamedTuple):
         return _TfpState(*self[: len(_TfpState._fields)])
 
 
-class _GuardedDormandPrince(ode.DormandPrince):
+class _GuardedDormandPrince(_module.DormandPrince):
     """`tfp.math.ode.DormandPrince` from time 0 to `span`, in bounded time."""
 
     def __init__(self, span, max_steps, first_step, rtol, atol, norm):
@@ -106,10 +125,9 @@ class _GuardedDormandPrince(ode.DormandPrince):
         t = state.current_time
         lands = t + state.step_size >= self._span
         dt = tf.where(lands, self._span - t, state.step_size)
-        with _exact_tableau():
-            tried, diagnostics = super()._step(
-                state.tfp()._replace(step_size=dt), diagnostics, **kwargs
-            )
+        tried, diagnostics = super()._step(
+            state.tfp()._replace(step_size=dt), diagnostics, **kwargs
+        )
         accepted = tried.current_time > t
         # TFP's next step is NaN after an error that is NaN.
         non_finite = tf.logical_not(tf.math.is_finite(tried.step_size))
@@ -139,16 +157,6 @@ class _GuardedDormandPrince(ode.DormandPrince):
         return _end_if(status != Status.SUCCESS, state), diagnostics
 
 
-@contextlib.contextmanager
-def _exact_tableau() -> Iterator[None]:
-    rounded = dormand_prince._TABLEAU
-    dormand_prince._TABLEAU = _EXACT_TABLEAU
-    try:
-        yield
-    finally:
-        dormand_prince._TABLEAU = rounded
-
-
 def _past(span: Any) -> Any:
     """The next time after the end: TFP's loops run while `t <= span`."""
     one = tf.ones_like(span)
@@ -156,11 +164,11 @@ def _past(span: Any) -> Any:
 
 
 def _end_if(failed: Any, state: _State) -> _State:
-    """Where `failed`: at infinite time, so that TFP's loops end."""
+    """Where `failed`: at the last of all times, so that TFP's loops end."""
     t = state.current_time
     return state._replace(
         last_step_start=tf.where(failed, t, state.last_step_start),
-        current_time=tf.where(failed, tf.cast(float("inf"), t.dtype), t),
+        current_time=tf.where(failed, tf.cast(t.dtype.max, t.dtype), t),
     )
 
 
@@ -203,7 +211,6 @@ def solve(
     overflow = tf.logical_and(status == Status.SUCCESS, tf.logical_not(finite))
     status = tf.where(overflow, Status.NON_FINITE, status)
     success = status == Status.SUCCESS
-    nan = tf.constant(float("nan"), dtype)
     ys = ()
     if s_eval is not None:
         good = tf.logical_and(success, inside)
@@ -211,10 +218,10 @@ def solve(
         def reported(rows, end):
             rows = rows[:-1]
             # Not the polynomial there, which rounds.
-            rows = tf.where(structure.expand(s_eval >= span, rows), end, rows)
-            return tf.where(structure.expand(good, rows), rows, nan)
+            return tf.where(structure.expand(s_eval >= span, rows), end, rows)
 
-        ys = tree.map_structure(reported, results.states, y1)
+        ys = structure.map_leaves(reported, results.states, y1)
+        ys = structure.nan_unless(good, ys)
     num_evals = results.diagnostics.num_ode_fn_evaluations
     elapsed = tf.where(success, span, state.last_step_start)
     return Solution(

@@ -3,8 +3,10 @@
 import keras
 import numpy as np
 import pytest
+from helpers import COMPILED
 from helpers import compilations
 from helpers import numpy
+from helpers import slow
 from keras import layers
 from keras import ops
 
@@ -63,6 +65,47 @@ def test_custom_vjp_uses_the_gradient_given(how):
     np.testing.assert_allclose(out, [11, 14])
     np.testing.assert_allclose(adj_x, [100, 100])
     np.testing.assert_allclose(adj_y, [2, 4])
+
+
+@pytest.mark.parametrize(
+    "how, solver, adjoint",
+    [
+        *((how, "rk4", "discrete") for how in ["eager", *COMPILED[:1]]),
+        *((how, "dormand_prince", "backsolve") for how in COMPILED[:1]),
+        *(slow(how, "tsit5", "discrete") for how in COMPILED),
+        *(slow(how, "dormand_prince", "backsolve") for how in COMPILED[1:]),
+    ],
+)
+def test_gradients_pass_through_loops_and_branches(how, solver, adjoint):
+    # y' = y K turns the state by 0.2.
+    block = keras_node.ODEBlock(
+        layers.Dense(2, use_bias=False), solver=solver, adjoint=adjoint
+    )
+    block.build((None, 2))
+    block.set_weights([np.array([[0.0, 0.2], [-0.2, 0.0]])])
+
+    def run(y):
+        y, _ = ops.scan(lambda y, _: (block(y), y), y, ops.arange(2))
+        y = ops.map(lambda row: block(row[None])[0], y)
+        yes = ops.sum(y) > -100.0
+        y = ops.cond(
+            yes, lambda: ops.cond(yes, lambda: block(y), lambda: y), lambda: y
+        )
+        index = ops.cast(yes, "int32")
+        return ops.switch(index, [lambda y: y, lambda y: block(y)], y)
+
+    x = np.array([[1.0, 2.0], [-3.0, 4.0], [0.5, 0.0]], "float32")
+    c = x[::-1] + 1
+    out, (adj,) = numpy(
+        backend.vjp(
+            compilations()[how](run),
+            (ops.convert_to_tensor(x),),
+            ops.convert_to_tensor(c),
+        )
+    )
+    turn = np.array([[np.cos(1), np.sin(1)], [-np.sin(1), np.cos(1)]])
+    np.testing.assert_allclose(out, x @ turn, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(adj, c @ turn.T, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("how", compilations())

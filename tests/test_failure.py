@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from helpers import ADJOINTS
 from helpers import run_python
+from helpers import slow
 from keras import ops
 
 import keras_node
@@ -86,4 +87,53 @@ with pytest.raises(keras_node.SolverError, match="t = 0.(5|4999)"):
     deep.fit(bad, good, verbose=0)
 """,
         limit=120,
+    )
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="TensorFlow's debugger"
+)
+@pytest.mark.parametrize(
+    "solver, adjoint",
+    [
+        ("'dormand_prince'", "backsolve"),
+        ("solvers.Tsit5(per_sample=True)", "discrete"),
+        slow("solvers.Tsit5(per_sample=True)", "interpolating"),
+        slow("'tsit5'", "gauss"),
+        slow("'tsit5'", "backsolve"),
+        slow("'rk4'", "discrete"),
+    ],
+)
+def test_who_looks_for_the_first_nan_finds_none_of_the_solver(solver, adjoint):
+    run_python(
+        f"""
+import keras, numpy as np, pytest, tensorflow as tf
+import keras_node
+from keras_node import backend, solvers
+
+tf.debugging.enable_check_numerics(stack_height_limit=1)
+
+class Power(keras.layers.Layer):
+    def call(self, y):  # y' = 0 for the first, y' = y^2 for the second
+        return y * y * tf.constant([0.0, 1.0])
+
+block = keras_node.ODEBlock(
+    Power(), t_eval=[0.0, 0.3, 1.0], solver={solver}, adjoint={adjoint!r},
+    kinetic_regularizer=1.0,
+)
+
+def gradient(x):
+    return backend.vjp(block, (x,), tf.ones((2, 3, 2)))
+
+# y = x / (1 - x t), dy/dx = 1 / (1 - x t)^2
+run = tf.function(gradient, autograph=False)
+x = tf.constant([[0.0, 0.5], [1.0, -1.0]])
+ys, (adj,) = run(x)
+t = np.array([0.0, 0.3, 1.0])
+np.testing.assert_allclose(ys[0, :, 1], 0.5 / (1 - 0.5 * t), rtol=1e-2)
+truth = [[3, np.sum((1 - 0.5 * t) ** -2)], [3, np.sum((1 + t) ** -2)]]
+np.testing.assert_allclose(adj, truth, rtol=2e-2)
+with pytest.raises(tf.errors.InvalidArgumentError, match="Inf"):
+    run(tf.constant([[0.0, 2.0], [1.0, -1.0]]))  # a pole at t = 0.5
+"""
     )

@@ -87,10 +87,10 @@ def custom_vjp(
 ) -> Callable:
     def function(args, constants):
         # Only tensors may enter: `tf.custom_gradient` refuses a function that
-        # reads a variable, here or in the graph behind a captured tensor.
-        inputs = [
-            tf.convert_to_tensor(x) for x in tree.flatten((args, constants))
-        ]
+        # reads a variable, here or in the graph behind a captured tensor. And
+        # tensors of this very graph: the gradient of a branch in a branch
+        # finds no others.
+        inputs = [tf.identity(x) for x in tree.flatten((args, constants))]
         structure = None
 
         @tf.custom_gradient
@@ -110,9 +110,8 @@ def custom_vjp(
                         *tree.pack_sequence_as((args, constants), list(inputs)),
                         True,
                     )
-                # Gathered outputs have sparse cotangents.
-                dense = [tf.convert_to_tensor(x) for x in cotangent]
-                cotangent = tree.pack_sequence_as(outputs, dense)
+                dense = map(_dense, tree.flatten(outputs), cotangent)
+                cotangent = tree.pack_sequence_as(outputs, list(dense))
                 adj_args = tree.flatten(backward(kept, cotangent))
                 return adj_args + [None] * (len(inputs) - len(adj_args))
 
@@ -122,6 +121,15 @@ def custom_vjp(
         return tree.pack_sequence_as(structure, flat)
 
     return function
+
+
+def _dense(x: Any, adj_x: Any) -> Any:
+    """The cotangent of `x` as a tensor.
+
+    It is sparse where `x` was gathered from, and `None` for integers in the
+    gradient of a graph: of a loop, a branch, a `tf.function`.
+    """
+    return tf.zeros_like(x) if adj_x is None else tf.convert_to_tensor(adj_x)
 
 
 def add_scaled(x: Any, factor: Any, y: Any) -> Any:

@@ -1,6 +1,7 @@
 """What a function of PyTorch's reads besides its arguments."""
 
 import contextlib
+import threading
 from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
@@ -21,9 +22,11 @@ def hoist(f: Callable, args: tuple, identity: Any, closed: bool) -> Hoisted:
     if closed:
         return as_it_is(f, identity)
     args = optree.tree_map(torch.Tensor.detach, args)
-    start = _Generators(optree.tree_leaves(args)[0].device)
-    with torch.enable_grad(), _Look(args) as look:
-        out = f(*args)
+    with _generators:
+        start = _Generators(optree.tree_leaves(args)[0].device)
+        with torch.enable_grad(), _Look(args) as look:
+            out = f(*args)
+        moved = start.have_moved()
     left = [x for x in _roots(out) if id(x) not in look.known]
     if left:
         raise ValueError(
@@ -32,7 +35,7 @@ def hoist(f: Callable, args: tuple, identity: Any, closed: bool) -> Hoisted:
             "make it a weight of `dynamics`. Received: tensors of shapes "
             f"{[tuple(x.shape) for x in left]}"
         )
-    draws = start.again if start.have_moved() else contextlib.nullcontext
+    draws = start.again if moved else contextlib.nullcontext
     floats, written = look.differentiable, look.written()
     if not floats and not written and draws is contextlib.nullcontext:
         return as_it_is(f, None)
@@ -127,6 +130,10 @@ def _roots(out: torch.Tensor) -> list:
     return roots
 
 
+# The generators are those of the whole process: one thread sets them at a time.
+_generators = threading.RLock()
+
+
 class _Generators:
     """The state of PyTorch's random generators, as it is now.
 
@@ -149,12 +156,13 @@ class _Generators:
     @contextlib.contextmanager
     def again(self) -> Iterator[None]:
         """Draws as from here on, and leaves no trace."""
-        outside = self._read()
-        self._write(self._states)
-        try:
-            yield
-        finally:
-            self._write(outside)
+        with _generators:
+            outside = self._read()
+            self._write(self._states)
+            try:
+                yield
+            finally:
+                self._write(outside)
 
     def _write(self, states: list) -> None:
         for module, state in zip(self._modules, states, strict=True):

@@ -7,6 +7,7 @@ recorded once, do without.
 
 import collections
 import functools
+import threading
 import types
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +28,11 @@ _graphs = collections.OrderedDict()
 _GRAPHS_AT_MOST = 128
 # Recording takes as long as some thirty calls to fifty.
 _CALLS_BEFORE = 30
-_recording = False
+_graphs_lock = threading.Lock()
+# One thread records at a time, the others go on without a graph: PyTorch's
+# tracer has global state.
+_recorder = threading.Lock()
+_thread = threading.local()
 _PLAIN = {bool, int, float, str, type(None)}
 aten = torch.ops.aten
 
@@ -47,20 +52,29 @@ def graph_of(f: Callable, args: tuple, record: Callable) -> tuple:
     That is a function of the tensors in `args`, each once, or `None` as long
     as, or where, there is none. The tensors are returned too.
     """
-    if _recording or in_symbolic_scope():
+    if getattr(_thread, "records", False) or in_symbolic_scope():
         return None, ()
     key, tensors = _key(f, args, record)
     if key is None:
         return None, ()
-    graph = _graphs.pop(key, 0)
-    if graph == _CALLS_BEFORE:
-        graph = _attempt(record, f, args, tensors)
-    elif isinstance(graph, int):
-        graph += 1
+    with _graphs_lock:
+        graph = _graphs.pop(key, 0)
+        due = graph == _CALLS_BEFORE
+        _keep(key, graph + 1 if isinstance(graph, int) and not due else graph)
+    if due and _recorder.acquire(blocking=False):
+        try:
+            graph = _attempt(record, f, args, tensors)
+        finally:
+            _recorder.release()
+        with _graphs_lock:
+            _keep(key, graph)
+    return (graph if callable(graph) else None), tensors
+
+
+def _keep(key: tuple, graph: Callable | int | None) -> None:
     _graphs[key] = graph
     if len(_graphs) > _GRAPHS_AT_MOST:
         _graphs.popitem(last=False)
-    return (graph if callable(graph) else None), tensors
 
 
 def _key(f: Callable, args: tuple, record: Callable) -> tuple:
@@ -105,8 +119,7 @@ def flatten(structure: Any) -> tuple[list, Any]:
 def _attempt(
     record: Callable, f: Callable, args: tuple, tensors: list
 ) -> Callable | None:
-    global _recording
-    _recording = True
+    _thread.records = True
     try:
         graph = record(f, args)
         graph(tensors)  # it must run; what it writes, it will write again
@@ -114,7 +127,7 @@ def _attempt(
     except Exception:  # of whatever kind; it is no more than a shortcut
         return None
     finally:
-        _recording = False
+        _thread.records = False
 
 
 def _record(f: Callable, args: tuple) -> Callable:
