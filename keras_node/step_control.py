@@ -41,9 +41,7 @@ class AdaptiveRungeKutta(RungeKutta):
         dt = step_size.initial_step(
             f, y, slope, span, self.tableau.order, self.rtol, self.atol, norm
         )
-        if self.per_sample:
-            dt = structure.smaller(step_size.on_grid(dt), span)
-        return dt, 1
+        return structure.smaller(step_size.on_grid(dt), span), 1
 
     def _lands(self, state, span):
         return span - state.t <= state.dt
@@ -54,21 +52,18 @@ class AdaptiveRungeKutta(RungeKutta):
         ratio = step_size.error_ratio(
             error, state.y, step.y1, self.rtol, self.atol, norm
         )
-        trusted = ratio
-        if self.per_sample:
-            noise = step_size.noise_ratio(
-                state.y, step.y1, self.rtol, self.atol, norm
-            )
-            # Where all is noise, a step must be able to grow still.
-            noise = structure.smaller(noise, 0.1)
-            trusted = ops.where(ratio < noise, noise, ratio)
+        noise = step_size.noise_ratio(
+            state.y, step.y1, self.rtol, self.atol, norm
+        )
+        # Where all is noise, a step must be able to grow still.
+        floor = structure.smaller(0.25 * noise, 0.1)
+        trusted = ops.where(ratio < floor, floor, ratio)
         next_dt = step_size.next_step(dt, trusted, self.tableau.order)
         # Just after a rejection a longer step would be rejected again:
         # Hairer, Norsett, Wanner I, section II.4.
         capped = structure.smaller(next_dt, dt)
         next_dt = ops.where(state.rejected, capped, next_dt)
-        if self.per_sample:
-            next_dt = step_size.on_grid(next_dt)
+        next_dt = step_size.on_grid(next_dt)
         return ratio <= 1, ratio < float("inf"), next_dt
 
 
