@@ -13,6 +13,7 @@ from keras_node import backend
 from keras_node import call_checks
 from keras_node import checks
 from keras_node import kinetic_energy
+from keras_node import precision
 from keras_node import solvers
 from keras_node import structure
 from keras_node.interfaces import Adjoint
@@ -179,6 +180,13 @@ class ODEBlock(keras.layers.Layer):
             "dynamics", call_checks.answer("dynamics", call, inputs), y.shape
         )
         self._num_inputs = len(shapes)
+        precision.warn_below(self._finest_rtol, self.dynamics)
+
+    @property
+    def _finest_rtol(self) -> float:
+        """That of the solves forward and backward; infinite without any."""
+        solves = (self.solver, getattr(self.adjoint, "solver", None))
+        return min(getattr(solver, "rtol", math.inf) for solver in solves)
 
     def call(
         self, inputs: Any, t_eval: Any = None, training: bool | None = None

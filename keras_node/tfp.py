@@ -20,13 +20,14 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
+from keras_node import precision
+from keras_node import step_size
 from keras_node import structure
 from keras_node.interfaces import Solver
 from keras_node.interval import Field
 from keras_node.interval import Interval
 from keras_node.solution import Solution
 from keras_node.solution import Status
-from keras_node.step_size import initial_step
 
 # On import, tf_keras tells of its own deprecated names.
 _logger = logging.getLogger("tensorflow")
@@ -42,6 +43,7 @@ _STEP_EVALS = ode.DormandPrince.ODE_FN_EVALS_PER_STEP
 _TfpState = dormand_prince._RungeKuttaSolverInternalState
 # `tf.cast` reads a Python float as float32 and a NumPy one as it is.
 _EXACT_TABLEAU = tree.map_structure(np.float64, dormand_prince._TABLEAU)
+_SUM_OF_ERROR = float(np.sum(np.abs(_EXACT_TABLEAU.c_error)))
 
 
 class _State(NamedTuple):
@@ -63,12 +65,13 @@ class _State(NamedTuple):
 class _GuardedDormandPrince(ode.DormandPrince):
     """`tfp.math.ode.DormandPrince` from time 0 to `span`, in bounded time."""
 
-    def __init__(self, span, max_steps, first_step, rtol, atol, norm):
+    def __init__(self, span, max_steps, first_step, rtol, atol, norm, eps):
         super().__init__(rtol=np.float64(rtol), atol=np.float64(atol))
         self._span = span
         self._max_steps = max_steps
         self._first_step = first_step
         self._norm = norm
+        self._eps = eps
 
     def _initialize_solver_internal_state(
         self, ode_fn, initial_time, initial_state
@@ -79,7 +82,7 @@ class _GuardedDormandPrince(ode.DormandPrince):
         y0, f0 = state.current_state, state.current_derivative
         dt = self._first_step
         if dt is None:
-            dt = initial_step(
+            dt = step_size.initial_step(
                 ode_fn,
                 y0,
                 f0,
@@ -88,6 +91,7 @@ class _GuardedDormandPrince(ode.DormandPrince):
                 self._rtol,
                 self._atol,
                 self._norm,
+                self._eps,
             )
         dt = tf.minimum(tf.cast(dt, self._span.dtype), self._span)
         # No step can be short enough to step off a pole.
@@ -106,6 +110,7 @@ class _GuardedDormandPrince(ode.DormandPrince):
         t = state.current_time
         lands = t + state.step_size >= self._span
         dt = tf.where(lands, self._span - t, state.step_size)
+        kwargs |= self._tolerances(state, dt, kwargs["rtol"], kwargs["atol"])
         with _exact_tableau():
             tried, diagnostics = super()._step(
                 state.tfp()._replace(step_size=dt), diagnostics, **kwargs
@@ -137,6 +142,24 @@ class _GuardedDormandPrince(ode.DormandPrince):
         num_accepted = state.num_accepted + tf.cast(accepted, tf.int32)
         state = _State(*tried, num_accepted, status)
         return _end_if(status != Status.SUCCESS, state), diagnostics
+
+    def _tolerances(self, state, dt, rtol, atol):
+        """What TFP judges a step by: no finer than the dynamics can meet."""
+        if not self._eps:
+            return {"rtol": rtol, "atol": atol}
+        y = state.current_state
+        error = step_size.rounding(
+            self._eps * dt, (_SUM_OF_ERROR,), [state.current_derivative]
+        )
+        rounding = step_size.error_ratio(error, y, y, rtol, atol, _tfp_norm)
+        # So that a step whose error is rounding is let grow.
+        unit = 1 + 2 * rounding
+        return {"rtol": unit * rtol, "atol": unit * atol}
+
+
+def _tfp_norm(y: Any) -> Any:
+    """The norm of TFP's error ratio, which is that of the squares."""
+    return tf.sqrt(structure.rms_norm(structure.map_leaves(tf.square, y)))
 
 
 @contextlib.contextmanager
@@ -184,6 +207,7 @@ def solve(
         config.rtol,
         config.atol,
         norm or structure.rms_norm,
+        precision.of_function(f, dtype.name),
     )
     times = span[None]
     if t_eval is not None:

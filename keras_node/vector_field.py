@@ -12,6 +12,7 @@ from keras.src.backend import AutocastScope
 
 from keras_node import backend
 from keras_node import call_checks
+from keras_node import precision
 from keras_node import structure
 
 
@@ -65,6 +66,8 @@ class VectorField:
         self._training = training
         self._trainable = dynamics.trainable_variables
         self._frozen = dynamics.non_trainable_variables
+        # What the solver asks for: in which precision this is computed.
+        self.eps = precision.of_layer(dynamics)
         self._adds_losses = False
         random = training and self._frozen
         self._draws = backend.same_draws() if random else contextlib.nullcontext

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ from jax import lax
 from jax.extend import core
 
 from keras_node.backend.jax_layout import laid_out
+from keras_node.backend.precisions import EPS_FLOAT32
+from keras_node.backend.precisions import EPS_TF32
 
 # Where it is from JAX 0.10 on.
 _concrete_or_error = getattr(core, "concrete_or_error", None)
@@ -67,6 +70,21 @@ def value(x: Any) -> np.ndarray | None:
 
 def same_draws() -> Callable:
     return contextlib.nullcontext  # here Keras draws from its seeds alone
+
+
+@contextlib.contextmanager
+def full_products() -> Iterator[None]:
+    # The derivative of a product goes by what it was traced with.
+    chosen = jax.config.jax_default_matmul_precision
+    with jax.default_matmul_precision(chosen or "float32"):
+        yield
+
+
+def eps_of_products() -> float:
+    chosen = jax.config.jax_default_matmul_precision
+    if chosen in (None, "float32", "highest") or jax.default_backend() == "cpu":
+        return EPS_FLOAT32
+    return EPS_TF32
 
 
 while_loop = keras.ops.while_loop

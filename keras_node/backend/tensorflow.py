@@ -1,7 +1,9 @@
 """Derivatives in TensorFlow: eager, in graphs and under XLA."""
 
 import contextlib
+import functools
 from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -11,6 +13,9 @@ from keras import tree
 
 # TensorFlow has no public way to tell.
 from tensorflow.python.saved_model.save_context import in_save_context
+
+from keras_node.backend.precisions import EPS_FLOAT32
+from keras_node.backend.precisions import EPS_TF32
 
 
 def vjp(f: Callable, args: tuple, cotangent: Any) -> tuple[Any, tuple]:
@@ -113,6 +118,26 @@ def value(x: Any) -> np.ndarray | None:
 
 def same_draws() -> Callable:
     return contextlib.nullcontext  # here Keras draws from its seeds alone
+
+
+@contextlib.contextmanager
+def full_products() -> Iterator[None]:
+    yield  # TensorFlow has one switch for the whole process
+
+
+def eps_of_products() -> float:
+    if not tf.config.experimental.tensor_float_32_execution_enabled():
+        return EPS_FLOAT32
+    return EPS_TF32 if _has_tf32() else EPS_FLOAT32
+
+
+@functools.cache
+def _has_tf32() -> bool:
+    """Whether there is a GPU of NVIDIA's Ampere generation or later."""
+    details = tf.config.experimental.get_device_details
+    gpus = tf.config.list_physical_devices("GPU")
+    found = [details(gpu).get("compute_capability", (0,)) for gpu in gpus]
+    return any(capability >= (8,) for capability in found)
 
 
 while_loop = keras.ops.while_loop
