@@ -187,6 +187,7 @@ class Adjoint(Config, abc.ABC):
         """
         reports = s_eval is not None
 
+        @backend.full_products()
         def forward(args, constants, keeps):
             y0, params = args
             frozen, times = constants
@@ -206,6 +207,7 @@ class Adjoint(Config, abc.ABC):
             residuals = (y0, solution, params, constants)
             return solution._replace(trajectory=(), tape=()), residuals
 
+        @backend.full_products()
         def backward(residuals, adjoint):
             y0, solution, params, (frozen, times) = residuals
             # The adjoint equation is linear: its error is judged relative to

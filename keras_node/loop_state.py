@@ -20,6 +20,7 @@ class Task(NamedTuple):
     f: Callable
     span: Any
     norm: Callable
+    eps: float  # that of `f`, if it is coarser than the state: or 0
     s_eval: Any  # the times to report, or None
     integrand: Callable | None
 

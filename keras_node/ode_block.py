@@ -16,6 +16,7 @@ from keras_node import backend
 from keras_node import call_checks
 from keras_node import checks
 from keras_node import kinetic_energy
+from keras_node import precision
 from keras_node import solvers
 from keras_node import structure
 from keras_node.interfaces import Adjoint
@@ -201,6 +202,13 @@ class ODEBlock(keras.layers.Layer):
             dy = call_checks.answer("dynamics", call, inputs)
         call_checks.slope("dynamics", dy, y.shape)
         self._num_inputs = len(shapes)
+        precision.warn_below(self._finest_rtol, self.dynamics)
+
+    @property
+    def _finest_rtol(self) -> float:
+        """That of the solves forward and backward; infinite without any."""
+        solves = (self.solver, getattr(self.adjoint, "solver", None))
+        return min(getattr(solver, "rtol", math.inf) for solver in solves)
 
     def __call__(self, inputs: Any, t_eval: Any = None, **kwargs: Any) -> Any:
         if t_eval is not None:

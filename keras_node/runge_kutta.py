@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_node import backend
 from keras_node import dense_output
+from keras_node import precision
 from keras_node import quadrature
 from keras_node import structure
 from keras_node.interval import Field
@@ -54,6 +55,7 @@ class RungeKutta(Method):
             f=Field(f, interval),
             span=interval.span,
             norm=structure.RmsNorm(self.per_sample) if norm is None else norm,
+            eps=precision.of_function(f, dtype),
             s_eval=s_eval,
             integrand=integrand and Field(integrand, interval),
         )
@@ -73,7 +75,7 @@ class RungeKutta(Method):
             solution = solution._replace(ys=ys)
         return solution
 
-    def _first_step(self, f, y, slope, span, norm):
+    def _first_step(self, task, y, slope):
         """The first step, and how many evaluations it took to choose it."""
         raise NotImplementedError
 
@@ -81,7 +83,7 @@ class RungeKutta(Method):
         """Whether the next step is the last if it is accepted."""
         raise NotImplementedError
 
-    def _judge(self, state, dt, step, norm):
+    def _judge(self, state, dt, step, norm, eps):
         """Whether a step is good enough, finite, and the next step's size."""
         raise NotImplementedError
 
@@ -99,7 +101,7 @@ class RungeKutta(Method):
             finite = ops.logical_and(
                 finite, structure.all_finite(slope, self.per_sample)
             )
-        dt, more = self._first_step(task.f, y0, slope, task.span, task.norm)
+        dt, more = self._first_step(task, y0, slope)
         # No step can be short enough to step off a pole.
         status = count + status_if(ops.logical_not(finite), Status.NON_FINITE)
         ys = ()
@@ -170,14 +172,17 @@ class RungeKutta(Method):
         """The state after a step, and what the reports need of it."""
         # Without the right-hand side: that may be one that is not recorded.
         carries = self._carries(task)
-        return self._commit(task.span, task.norm, carries, state, *tried)
+        return self._commit(
+            task.span, task.norm, task.eps, carries, state, *tried
+        )
 
     @backend.recorded
-    def _commit(self, span, norm, carries, state, lands, dt, step, dense):
+    def _commit(self, span, norm, eps, carries, state, *tried):
+        lands, dt, step, dense = tried
         going = state.going
         num_evals = len(step.slopes) - (1 if carries else 0)
         # Judge.
-        good, finite, next_dt = self._judge(state, dt, step, norm)
+        good, finite, next_dt = self._judge(state, dt, step, norm, eps)
         # Keras makes numbers, and PyTorch then the result, of type `floatx`.
         next_dt = ops.cast(next_dt, dt.dtype)
         accept = ops.logical_and(going, good)

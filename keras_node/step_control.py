@@ -35,40 +35,46 @@ class AdaptiveRungeKutta(RungeKutta):
         config = self.together().get_config()
         return self.from_config({**config, "first_step": span})
 
-    def _first_step(self, f, y, slope, span, norm):
+    def _first_step(self, task, y, slope):
         if self.first_step is not None:
-            return structure.smaller(self.first_step, span), 0
+            return structure.smaller(self.first_step, task.span), 0
         dt = step_size.initial_step(
-            f, y, slope, span, self.tableau.order, self.rtol, self.atol, norm
+            task.f,
+            y,
+            slope,
+            task.span,
+            self.tableau.order,
+            self.rtol,
+            self.atol,
+            task.norm,
+            task.eps,
         )
-        if self.per_sample:
-            dt = structure.smaller(step_size.on_grid(dt), span)
-        return dt, 1
+        return structure.smaller(step_size.on_grid(dt), task.span), 1
 
     def _lands(self, state, span):
         return span - state.t <= state.dt
 
-    def _judge(self, state, dt, step, norm):
+    def _judge(self, state, dt, step, norm, eps):
         b_error = self.tableau.b_error
-        error = structure.combine(dt, b_error, step.slopes[: len(b_error)])
-        ratio = step_size.error_ratio(
-            error, state.y, step.y1, self.rtol, self.atol, norm
-        )
-        trusted = ratio
-        if self.per_sample:
-            noise = step_size.noise_ratio(
-                state.y, step.y1, self.rtol, self.atol, norm
+        slopes = step.slopes[: len(b_error)]
+
+        def ratio_of(error):
+            return step_size.error_ratio(
+                error, state.y, step.y1, self.rtol, self.atol, norm
             )
-            # Where all is noise, a step must be able to grow still.
-            noise = structure.smaller(noise, 0.1)
-            trusted = ops.where(ratio < noise, noise, ratio)
+
+        ratio = ratio_of(structure.combine(dt, b_error, slopes))
+        floor = step_size.noise_floor(state.y, step.y1, ratio_of)
+        if eps:
+            rounding = ratio_of(step_size.rounding(eps * dt, b_error, slopes))
+            ratio, floor = step_size.unexplained(ratio, floor, rounding)
+        trusted = ops.where(ratio < floor, floor, ratio)  # a NaN stays one
         next_dt = step_size.next_step(dt, trusted, self.tableau.order)
         # Just after a rejection a longer step would be rejected again:
         # Hairer, Norsett, Wanner I, section II.4.
         capped = structure.smaller(next_dt, dt)
         next_dt = ops.where(state.rejected, capped, next_dt)
-        if self.per_sample:
-            next_dt = step_size.on_grid(next_dt)
+        next_dt = step_size.on_grid(next_dt)
         return ratio <= 1, ops.isfinite(ratio), next_dt
 
 
@@ -87,13 +93,13 @@ class FixedRungeKutta(RungeKutta):
     def over_step(self, span: float) -> Solver:
         return type(self)(num_steps=1)
 
-    def _first_step(self, f, y, slope, span, norm):
-        return span / self.num_steps, 0
+    def _first_step(self, task, y, slope):
+        return task.span / self.num_steps, 0
 
     def _lands(self, state, span):
         return state.num_steps + 1 >= self.num_steps
 
-    def _judge(self, state, dt, step, norm):
+    def _judge(self, state, dt, step, norm, eps):
         finite = structure.all_finite(step.y1)
         # There is no shorter step to try.
         return finite, finite, ops.where(finite, state.dt, 0.0)

@@ -19,6 +19,7 @@ def initial_step(
     rtol: float,
     atol: float,
     norm: Callable = structure.rms_norm,
+    eps: float = 0.0,
 ) -> Any:
     """Chooses the first step from the slope and the curvature at the start.
 
@@ -31,6 +32,8 @@ def initial_step(
         rtol: Float, relative tolerance.
         atol: Float, absolute tolerance.
         norm: The norm of a state: a scalar, or one value per sample.
+        eps: Float, in what precision `f` computes, if less than that of the
+            state.
 
     Returns:
         The size of the first step, of the shape that `norm` returns; positive
@@ -57,7 +60,9 @@ def initial_step(
     h0 = structure.smaller(h0, span)
     y1 = structure.advance(y0, h0, (1,), [f0])
     curvature = structure.map_leaves(ops.subtract, f(h0, y1), f0)
-    d2 = scaled_norm(curvature) / ops.where(h0 > 0, h0, 1.0)
+    # What rounding alone may make of the difference of two slopes.
+    d2 = scaled_norm(curvature) - eps * d1
+    d2 = d2 / ops.where(h0 > 0, h0, 1.0)
     steepest = structure.larger(d1, d2)
     flat = steepest <= 1e-15
     h1 = ops.where(
@@ -102,25 +107,66 @@ def next_step(dt: Any, ratio: Any, order: int) -> Any:
     return dt * ops.clip(0.9 * ratio ** (-1 / order), 0.2, 10.0)
 
 
-def noise_ratio(
-    y0: Any, y1: Any, rtol: float, atol: float, norm: Callable
-) -> Any:
-    """The error ratio below which an error estimate is rounding noise."""
+def noise_floor(y0: Any, y1: Any, ratio_of: Callable) -> Any:
+    """The error ratio below which an estimate is the rounding of the state.
+
+    `ratio_of` is the error ratio of an error. What is below the floor counts
+    as the floor, or the next step would follow rounding.
+    """
     dtype = keras.backend.standardize_dtype(structure.leaves(y0)[0].dtype)
-    eps = float(np.finfo(dtype).eps)
-    rounding = structure.map_leaves(
-        lambda a, b: 2 * eps * structure.larger(ops.abs(a), ops.abs(b)), y0, y1
+    unit = 0.5 * float(np.finfo(dtype).eps)
+    noise = ratio_of(
+        structure.map_leaves(
+            lambda a, b: unit * structure.larger(ops.abs(a), ops.abs(b)),
+            y0,
+            y1,
+        )
     )
-    return error_ratio(rounding, y0, y1, rtol, atol, norm)
+    # Where all is noise, a step must be able to grow still.
+    return structure.smaller(noise, 0.1)
+
+
+def rounding(unit: Any, b_error: tuple, slopes: list) -> Any:
+    """What an error estimate can be by the rounding of its slopes alone.
+
+    Slopes that are off by `eps` of their size put it off by
+    `eps dt sum |b_error slope|`, however short the step. `unit` is `eps dt`.
+    """
+    sizes = [structure.map_leaves(ops.abs, slope) for slope in slopes]
+    return structure.combine(unit, tuple(map(abs, b_error)), sizes)
+
+
+def unexplained(ratio: Any, floor: Any, rounding: Any) -> tuple[Any, Any]:
+    """The part of an error ratio that rounding does not explain, and a floor.
+
+    Args:
+        ratio: The error ratio of a step.
+        floor: That below which it is not to be trusted.
+        rounding: The error ratio that the rounding of the slopes can make.
+
+    Returns:
+        The ratio less `rounding`, in units of `rounding` where that is more
+        than what is allowed: a finer tolerance cannot be met. And the new
+        floor, by which a step whose error drowns in rounding grows, but not
+        so far that the next one is thrown away.
+    """
+    unit = structure.larger(rounding, 1.0)
+    ratio = (ratio - rounding) / unit
+    drowned = structure.smaller(0.25 * rounding, 2e-3)
+    ratio = structure.larger(0.0, ratio)  # in this order: NaN stays NaN
+    return ratio, structure.larger(floor / unit, drowned)
 
 
 def on_grid(dt: Any) -> Any:
-    """Rounds a step to the nearest power of the fourth root of 2.
+    """Rounds a step to the nearest power of the fourth root of 2, in float32.
 
     The last digits of an error estimate are noise, which depends on how a
-    matrix product of that batch size rounds. On the grid it does not reach the
-    steps, and so not the solution.
+    matrix product of that batch size rounds on that backend. On the grid it
+    does not reach the steps, and so not the solution. In float64 it is far
+    below any tolerance, and the grid would only coarsen the control.
     """
+    if keras.backend.standardize_dtype(dt.dtype) == "float64":
+        return dt
     moves = dt > 0  # not where a sample has arrived
     exponent = ops.round(4 * ops.log2(ops.where(moves, dt, 1.0)))
     dt = 2 ** (ops.cast(exponent, dt.dtype) / 4)

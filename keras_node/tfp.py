@@ -20,13 +20,14 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
+from keras_node import precision
+from keras_node import step_size
 from keras_node import structure
 from keras_node.interfaces import Solver
 from keras_node.interval import Field
 from keras_node.interval import Interval
 from keras_node.solution import Solution
 from keras_node.solution import Status
-from keras_node.step_size import initial_step
 
 # On import, tf_keras tells of its own deprecated names.
 _logger = logging.getLogger("tensorflow")
@@ -47,6 +48,7 @@ _STEP_EVALS = _module.DormandPrince.ODE_FN_EVALS_PER_STEP
 _TfpState = _module._RungeKuttaSolverInternalState
 # `tf.cast` reads a Python float as float32 and a NumPy one as it is.
 _module._TABLEAU = tree.map_structure(np.float64, _module._TABLEAU)
+_SUM_OF_ERROR = float(np.sum(np.abs(_module._TABLEAU.c_error)))
 
 
 def _next_step_size(
@@ -82,12 +84,13 @@ class _State(NamedTuple):
 class _GuardedDormandPrince(_module.DormandPrince):
     """`tfp.math.ode.DormandPrince` from time 0 to `span`, in bounded time."""
 
-    def __init__(self, span, max_steps, first_step, rtol, atol, norm):
+    def __init__(self, span, max_steps, first_step, rtol, atol, norm, eps):
         super().__init__(rtol=np.float64(rtol), atol=np.float64(atol))
         self._span = span
         self._max_steps = max_steps
         self._first_step = first_step
         self._norm = norm
+        self._eps = eps
 
     def _initialize_solver_internal_state(
         self, ode_fn, initial_time, initial_state
@@ -98,7 +101,7 @@ class _GuardedDormandPrince(_module.DormandPrince):
         y0, f0 = state.current_state, state.current_derivative
         dt = self._first_step
         if dt is None:
-            dt = initial_step(
+            dt = step_size.initial_step(
                 ode_fn,
                 y0,
                 f0,
@@ -107,6 +110,7 @@ class _GuardedDormandPrince(_module.DormandPrince):
                 self._rtol,
                 self._atol,
                 self._norm,
+                self._eps,
             )
         dt = tf.minimum(tf.cast(dt, self._span.dtype), self._span)
         # No step can be short enough to step off a pole.
@@ -125,6 +129,7 @@ class _GuardedDormandPrince(_module.DormandPrince):
         t = state.current_time
         lands = t + state.step_size >= self._span
         dt = tf.where(lands, self._span - t, state.step_size)
+        kwargs |= self._tolerances(state, dt, kwargs["rtol"], kwargs["atol"])
         tried, diagnostics = super()._step(
             state.tfp()._replace(step_size=dt), diagnostics, **kwargs
         )
@@ -155,6 +160,24 @@ class _GuardedDormandPrince(_module.DormandPrince):
         num_accepted = state.num_accepted + tf.cast(accepted, tf.int32)
         state = _State(*tried, num_accepted, status)
         return _end_if(status != Status.SUCCESS, state), diagnostics
+
+    def _tolerances(self, state, dt, rtol, atol):
+        """What TFP judges a step by: no finer than the dynamics can meet."""
+        if not self._eps:
+            return {"rtol": rtol, "atol": atol}
+        y = state.current_state
+        error = step_size.rounding(
+            self._eps * dt, (_SUM_OF_ERROR,), [state.current_derivative]
+        )
+        rounding = step_size.error_ratio(error, y, y, rtol, atol, _tfp_norm)
+        # So that a step whose error is rounding is let grow.
+        unit = 1 + 2 * rounding
+        return {"rtol": unit * rtol, "atol": unit * atol}
+
+
+def _tfp_norm(y: Any) -> Any:
+    """The norm of TFP's error ratio, which is that of the squares."""
+    return tf.sqrt(structure.rms_norm(structure.map_leaves(tf.square, y)))
 
 
 def _past(span: Any) -> Any:
@@ -192,6 +215,7 @@ def solve(
         config.rtol,
         config.atol,
         norm or structure.rms_norm,
+        precision.of_function(f, dtype.name),
     )
     times = span[None]
     if s_eval is not None:

@@ -12,6 +12,7 @@ from keras.src.backend import AutocastScope
 from keras_node import backend
 from keras_node import call_checks
 from keras_node import makeup
+from keras_node import precision
 from keras_node import structure
 
 
@@ -94,7 +95,8 @@ class VectorField:
         self.params = (*self._params(dtype), _cast(hoisted.floats, dtype))
         self.frozen = (*self._frozen_values(), hoisted.others)
         dtypes = [x.dtype for x in hoisted.floats]
-        self.function = _Function(hoisted, dtypes, time_dependent)
+        eps = precision.of_layer(dynamics)
+        self.function = _Function(hoisted, dtypes, time_dependent, eps)
 
     def _look(self, y: Any, dtype: str) -> backend.Hoisted:
         """Makes all that an evaluation reads an argument."""
@@ -108,7 +110,8 @@ class VectorField:
         closed = calm and identity is not None
         with AutocastScope(None):
             self._dtypes = [v.dtype for v in self._trainable]
-        return backend.hoist(self._slope, args, identity, closed)
+        with backend.full_products():  # as in the solve
+            return backend.hoist(self._slope, args, identity, closed)
 
     def _adopt_strangers(self) -> None:
         """Makes variables that are not of the layer, but read, arguments."""
@@ -172,8 +175,14 @@ class _Function:
     """`f(t, y, params, frozen)`. It does not keep the layer alive."""
 
     def __init__(
-        self, hoisted: backend.Hoisted, dtypes: list, time_dependent: bool
+        self,
+        hoisted: backend.Hoisted,
+        dtypes: list,
+        time_dependent: bool,
+        eps: float,
     ):
+        # What the solver asks for: in which precision this is computed.
+        self.eps = eps
         self._f = hoisted.f
         self._identity = hoisted.identity
         self._dtypes = dtypes

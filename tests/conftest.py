@@ -28,10 +28,20 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile("long", max_examples=180, deadline=None)
 hypothesis.settings.load_profile("ci")
 
+# On a GPU, float32 is to be float32 outside of the blocks too.
 if keras.backend.backend() == "jax":
     import jax
 
     jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_default_matmul_precision", "float32")
+elif keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+else:
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False
 
 
 @pytest.fixture(autouse=True)

@@ -38,6 +38,14 @@ One module per framework, each with the same functions:
     The tensor `x` as a NumPy array, or `None` where it is being traced and has
     no value yet.
 
+`full_products()`
+    A context manager, and so a decorator, in which float32 products are
+    computed in float32 and not in TF32, as GPUs do; where the framework has no
+    such scope, or the user has chosen, it leaves them as they are.
+
+`eps_of_products()`
+    The spacing of floats at 1 in which float32 products are computed there.
+
 `new_tape(size, params)`
     A `Tape` that keeps the graphs of the first `size` steps of a solve; `()`
     where there is none.
@@ -76,6 +84,8 @@ new_list = _framework.new_list
 set_item = _framework.set_item
 get_item = _framework.get_item
 value = _framework.value
+full_products = _framework.full_products
+eps_of_products = _framework.eps_of_products
 new_tape = _framework.new_tape
 while_loop = _framework.while_loop
 recorded = _framework.recorded

@@ -1,6 +1,8 @@
 """Derivatives in JAX: eager and compiled."""
 
+import contextlib
 from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,6 +19,8 @@ from keras_node.backend.jax_layout import laid_out
 from keras_node.backend.jax_programs import compiled
 from keras_node.backend.jax_programs import is_eager
 from keras_node.backend.jax_programs import text_of
+from keras_node.backend.precisions import EPS_FLOAT32
+from keras_node.backend.precisions import EPS_TF32
 
 # Where it is from JAX 0.10 on.
 _concrete_or_error = getattr(core, "concrete_or_error", None)
@@ -41,9 +45,10 @@ def hoist(f: Callable, args: tuple, identity: Any, closed: bool) -> Hoisted:
     pairs = list(zip(program.consts, differentiable, strict=True))
     floats = [x for x, is_float in pairs if is_float]
     others = [x for x, is_float in pairs if not is_float]
-    if identity is None:
-        identity = text_of(program)
-        identity = identity and (identity, tuple(differentiable))
+    identity = identity or text_of(program)
+    if identity is not None:
+        chosen = jax.config.jax_default_matmul_precision
+        identity = (identity, chosen, tuple(differentiable))
 
     def evaluate(args, floats, others):
         floats, others = iter(floats), iter(others)
@@ -120,6 +125,21 @@ def value(x: Any) -> np.ndarray | None:
         return np.asarray(_concrete_or_error(None, x))
     except jax.errors.ConcretizationTypeError:
         return None
+
+
+@contextlib.contextmanager
+def full_products() -> Iterator[None]:
+    # The derivative of a product goes by what it was traced with.
+    chosen = jax.config.jax_default_matmul_precision
+    with jax.default_matmul_precision(chosen or "float32"):
+        yield
+
+
+def eps_of_products() -> float:
+    chosen = jax.config.jax_default_matmul_precision
+    if chosen in (None, "float32", "highest") or jax.default_backend() == "cpu":
+        return EPS_FLOAT32
+    return EPS_TF32
 
 
 while_loop = keras.ops.while_loop

@@ -1,6 +1,9 @@
 """Derivatives in TensorFlow: eager, in graphs and under XLA."""
 
+import contextlib
+import functools
 from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -15,6 +18,8 @@ from tensorflow.python.saved_model.save_context import in_save_context
 
 from keras_node.backend.hoisted import Hoisted
 from keras_node.backend.hoisted import as_it_is
+from keras_node.backend.precisions import EPS_FLOAT32
+from keras_node.backend.precisions import EPS_TF32
 
 
 def vjp(f: Callable, args: tuple, cotangent: Any) -> tuple[Any, tuple]:
@@ -177,6 +182,26 @@ def value(x: Any) -> np.ndarray | None:
     if isinstance(x, tf.Variable) and not tf.executing_eagerly():
         return None  # it has `numpy` there, too
     return x.numpy() if hasattr(x, "numpy") else None
+
+
+@contextlib.contextmanager
+def full_products() -> Iterator[None]:
+    yield  # TensorFlow has one switch for the whole process
+
+
+def eps_of_products() -> float:
+    if not tf.config.experimental.tensor_float_32_execution_enabled():
+        return EPS_FLOAT32
+    return EPS_TF32 if _has_tf32() else EPS_FLOAT32
+
+
+@functools.cache
+def _has_tf32() -> bool:
+    """Whether there is a GPU of NVIDIA's Ampere generation or later."""
+    details = tf.config.experimental.get_device_details
+    gpus = tf.config.list_physical_devices("GPU")
+    found = [details(gpu).get("compute_capability", (0,)) for gpu in gpus]
+    return any(capability >= (8,) for capability in found)
 
 
 while_loop = keras.ops.while_loop

@@ -1,7 +1,9 @@
 """Derivatives in PyTorch."""
 
+import contextlib
 import functools
 from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,8 @@ import torch
 # Keras has no public way to tell.
 from keras.src.backend import in_symbolic_scope
 
+from keras_node.backend.precisions import EPS_FLOAT32
+from keras_node.backend.precisions import EPS_TF32
 from keras_node.backend.torch_hoist import hoist as hoist
 from keras_node.backend.torch_record import recorded as recorded
 from keras_node.backend.torch_tape import Tape
@@ -157,6 +161,30 @@ def get_item(items: Any, i: Any, like: Any) -> Any:
 
 def new_tape(size: int, params: Any) -> Tape:
     return Tape(size, params)
+
+
+@contextlib.contextmanager
+def full_products() -> Iterator[None]:
+    # Convolutions take TF32 unless told otherwise, matrix products do not.
+    cudnn = torch.backends.cudnn
+    there = torch.cuda.is_available() and cudnn.enabled
+    # Both, or PyTorch refuses to say what its older switch for them is at.
+    parts = [cudnn.conv, cudnn.rnn] if there else []
+    chosen = [part.fp32_precision for part in parts]
+    for part in parts:
+        part.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for part, precision in zip(parts, chosen, strict=True):
+            part.fp32_precision = precision
+
+
+def eps_of_products() -> float:
+    chosen = torch.get_float32_matmul_precision()
+    if chosen == "highest" or not torch.cuda.is_available():
+        return EPS_FLOAT32
+    return EPS_TF32
 
 
 def while_loop(cond: Callable, body: Callable, loop_vars: tuple) -> tuple:
