@@ -184,7 +184,7 @@ class _Function:
         # What the solver asks for: in which precision this is computed.
         self.eps = eps
         self._f = hoisted.f
-        self._identity = hoisted.identity
+        self._identity = hoisted.identity and (hoisted.identity, eps)
         self._dtypes = dtypes
         self._time_dependent = time_dependent
 

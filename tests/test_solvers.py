@@ -245,7 +245,7 @@ def program_size(f, *args):
     if keras.backend.backend() == "jax":
         import jax
 
-        return str(jax.make_jaxpr(f)(*args)).count("\n")
+        return str(jax.make_jaxpr(f)(*args)).count(" = ")
     import tensorflow as tf
 
     graph = tf.function(f).get_concrete_function(*args).graph.as_graph_def()
