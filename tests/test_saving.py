@@ -38,7 +38,7 @@ def model(solver="dormand_prince", adjoint="backsolve"):
 WILD = {
     "wild tsit5": (1, 3.0, "elu", ("tsit5", 1e-3)),
     "wild dopri5": (2, 3.0, "softplus", ("dopri5", 1e-3)),
-    "wild bosh3": (3, 3.0, "gelu", ("bosh3", 1e-5)),
+    "wild bosh3": (3, 3.0, "gelu", ("bosh3", 1e-3)),
 }
 
 
