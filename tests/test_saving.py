@@ -38,7 +38,7 @@ def model(solver="dormand_prince", adjoint="backsolve"):
 WILD = {
     "wild tsit5": (1, 3.0, "elu", ("tsit5", 1e-3)),
     "wild dopri5": (2, 3.0, "softplus", ("dopri5", 1e-3)),
-    "wild bosh3": (3, 3.0, "gelu", ("bosh3", 1e-5)),
+    "wild bosh3": (3, 3.0, "gelu", ("bosh3", 1e-3)),
 }
 
 
@@ -137,6 +137,8 @@ def test_a_clone_has_weights_of_its_own():
 @slow_on("jax", "torch")
 def test_a_file_predicts_the_same_on_the_other_backends(tmp_path):
     cases = {name: solvers.get(name) for name in solvers.ALL}
+    # TensorFlow Probability's steps differ: as close as the tolerance.
+    cases["dormand_prince"] = solvers.get("dormand_prince", rtol=1e-5)
     for name in PER_SAMPLE:
         # Where rounding tips a step to the next size on the grid, results
         # differ by as much as a solve errs: here by less than is allowed.
