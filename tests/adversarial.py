@@ -4,10 +4,12 @@ They are elementwise in the state, so that a row that has no solution leaves
 the others theirs, and written for `keras.ops` and NumPy alike.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
 
+import keras
 import numpy as np
 from scipy.integrate import solve_ivp
 
@@ -32,6 +34,9 @@ class Case(NamedTuple):
     slack: float = 1.0
     # Why an adaptive solver must give up, if that is certain.
     reason: Status = Status.SUCCESS
+    # Where the dynamics must be a layer: makes it, and a function of (y0, p)
+    # that returns what the block is called with.
+    layer: Callable | None = None
 
     def start(self) -> np.ndarray:
         y0 = np.asarray(self.y0, "float32")
@@ -102,6 +107,70 @@ def _decay(y0, p):
 
 
 DECAY = Case(lambda ops, t, y, p: -p * y, [1.0, -0.5, 2.0], _decay)
+
+
+class Layer(keras.layers.Layer):
+    """Dynamics by a function of the layer and its inputs."""
+
+    def __init__(self, function: Callable, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.function = function
+
+    def call(self, inputs):
+        return self.function(self, inputs)
+
+
+def _with_context(function: Callable, places: int = 1, **kwargs: Any):
+    """`dy/dt = function(y, p, ...)`, with `p` in so many places."""
+
+    def made():
+        layer = Layer(lambda self, inputs: function(*inputs), **kwargs)
+        return layer, lambda y0, p: [y0] + places * [p[None, None]]
+
+    return made
+
+
+def _by_attribute():
+    layer = Layer(lambda self, y: -self.rate * y)
+    layer.rate = 1.0
+
+    def inputs(y0, p):
+        layer.rate = 1.0 * p
+        return y0
+
+    return layer, inputs
+
+
+def _assigning():
+    def halve(self, inputs):
+        y, rate = inputs
+        slope = -rate * self.count * y
+        self.count.assign(0.5 * self.count)
+        return slope
+
+    layer = Layer(halve)
+    layer.count = layer.add_weight(shape=(), initializer="ones")
+    return layer, lambda y0, p: [y0, p[None, None]]
+
+
+def _drawing():
+    def draw(self, inputs):
+        y, rate = inputs
+        ones = self.dropout(keras.ops.ones_like(y), training=True)
+        return -rate * ones * y
+
+    layer = Layer(draw)
+    layer.dropout = keras.layers.Dropout(0.5, seed=1)
+    return layer, lambda y0, p: [y0, p[None, None]]
+
+
+@functools.cache
+def _mask():
+    """What `_drawing` draws first: 0 or 2 for each row."""
+    ones = keras.ops.ones((6, 1))
+    dropout = keras.layers.Dropout(0.5, seed=1)
+    return keras.ops.convert_to_numpy(dropout(ones, training=True))
+
 
 CASES = {
     "NaN in one row": DECAY._replace(
@@ -227,6 +296,25 @@ CASES = {
     ),
     "one step": DECAY._replace(
         options={"max_steps": 1, "num_steps": 1}, reason=Status.STEP_LIMIT
+    ),
+    "times far from zero": DECAY._replace(t_span=(1.7e9, 1.7e9 + 1)),
+    "one tensor in two places": Case(
+        lambda ops, t, y, p: -p * p * y,
+        [1.0, -0.5, 2.0],
+        lambda y0, p: y0 * np.exp(-(p**2)),
+        layer=_with_context(lambda y, p, q: -p * q * y, places=2),
+    ),
+    "a tensor held by an attribute": DECAY._replace(layer=_by_attribute),
+    "a weight that each call changes": DECAY._replace(layer=_assigning),
+    "a mask that is drawn at inference": Case(
+        lambda ops, t, y, p: -p * _mask() * y,
+        [1.0, -0.5, 2.0, 1.5, 0.7, -1.0],
+        lambda y0, p: y0 * np.exp(-p * _mask()),
+        layer=_drawing,
+    ),
+    "half precision": DECAY._replace(
+        layer=_with_context(lambda y, p: -p * y, dtype="mixed_float16"),
+        slack=10,  # it resolves 1e-3
     ),
     "a way back that fails": Case(
         lambda ops, t, y, p: -50 * p * y**3,

@@ -11,6 +11,7 @@ wrong, and a failure that is not declared as it should be, fails its test.
 
 import importlib
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -26,6 +27,7 @@ from helpers import numpy
 from keras import ops
 from keras import tree
 
+from keras_node import ODEBlock
 from keras_node import SolverError
 from keras_node import adjoints
 from keras_node import backend
@@ -89,11 +91,8 @@ def solve(case: Case, solver: Solver, adjoint: str, how: str) -> Answer:
     Gradients that an error was raised for are NaN.
     """
 
-    def integrate(y0, p):
-        def f(t, y, p, _):
-            return case.f(ops, t, y, p)
-
-        return adjoints.get(adjoint).integrate(solver, f, *case.t_span, y0, p)
+    integrate = _by_layer if case.layer else _by_function
+    integrate = integrate(case, solver, adjoint)
 
     def end(y0, p):
         solution = integrate(y0, p)
@@ -122,6 +121,32 @@ def solve(case: Case, solver: Solver, adjoint: str, how: str) -> Answer:
         with pytest.raises(SolverError):
             integrate(*args).check()
     return Answer(y1, adj_y0, adj_p)
+
+
+def _by_function(case: Case, solver: Solver, adjoint: str) -> Callable:
+    def integrate(y0, p):
+        def f(t, y, p, _):
+            return case.f(ops, t, y, p)
+
+        return adjoints.get(adjoint).integrate(solver, f, *case.t_span, y0, p)
+
+    return integrate
+
+
+def _by_layer(case: Case, solver: Solver, adjoint: str) -> Callable:
+    layer, inputs = case.layer()
+    block = ODEBlock(layer, case.t_span, solver=solver, adjoint=adjoint)
+    y0 = ops.convert_to_tensor(case.start())
+    shapes = [tuple(x.shape) for x in tree.flatten(inputs(y0, ops.ones(())))]
+    block.build(shapes)
+
+    def integrate(y0, p):
+        # Whatever way it is run, the layer starts from where it is now.
+        start = [(v, v.value) for v in block.variables]
+        with keras.StatelessScope(start):
+            return block.solve(inputs(y0, p))
+
+    return integrate
 
 
 def error_ratio(value: Any, truth: Any, size: Any) -> float:
