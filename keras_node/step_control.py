@@ -64,7 +64,7 @@ class AdaptiveRungeKutta(RungeKutta):
             )
 
         ratio = ratio_of(structure.combine(dt, b_error, slopes))
-        floor = step_size.noise_floor(state.y, step.y1, ratio_of)
+        floor = step_size.noise_floor(state.y, step.y1, b_error, ratio_of)
         if eps:
             rounding = ratio_of(step_size.rounding(eps * dt, b_error, slopes))
             ratio, floor = step_size.unexplained(ratio, floor, rounding)

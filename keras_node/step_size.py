@@ -107,14 +107,17 @@ def next_step(dt: Any, ratio: Any, order: int) -> Any:
     return dt * ops.clip(0.9 * ratio ** (-1 / order), 0.2, 10.0)
 
 
-def noise_floor(y0: Any, y1: Any, ratio_of: Callable) -> Any:
+def noise_floor(y0: Any, y1: Any, b_error: tuple, ratio_of: Callable) -> Any:
     """The error ratio below which an estimate is the rounding of the state.
 
-    `ratio_of` is the error ratio of an error. What is below the floor counts
-    as the floor, or the next step would follow rounding.
+    The slopes cancel in the estimate, and what rounding leaves of them is as
+    large as the weights `b_error` are. `ratio_of` is the error ratio of an
+    error. What is below the floor counts as the floor, or the next step would
+    follow rounding.
     """
     dtype = keras.backend.standardize_dtype(structure.leaves(y0)[0].dtype)
-    unit = 0.5 * float(np.finfo(dtype).eps)
+    eps = float(np.finfo(dtype).eps)
+    unit = 3 * eps * float(sum(map(abs, b_error)))
     noise = ratio_of(
         structure.map_leaves(
             lambda a, b: unit * structure.larger(ops.abs(a), ops.abs(b)),
