@@ -105,7 +105,7 @@ def reported(ys: Any, num_reported: Any, success: Any) -> Any:
         index = ops.reshape(index, (-1,) + (1,) * (rank - 1))
         done = index < _of_samples(num_reported, rank)
         done = ops.logical_and(done, _of_samples(success, rank))
-        return structure.or_nan(rows[:-1], done)
+        return rows[:-1] + structure.zero_or_nan(done, rows.dtype)
 
     return structure.map_leaves(leaf, ys)
 

@@ -57,14 +57,15 @@ class AdaptiveRungeKutta(RungeKutta):
     def _judge(self, state, dt, step, norm, eps):
         b_error = self.tableau.b_error
         slopes = step.slopes[: len(b_error)]
+        size = step_size.sizes(state.y, step.y1)
 
         def ratio_of(error):
             return step_size.error_ratio(
-                error, state.y, step.y1, self.rtol, self.atol, norm
+                error, size, self.rtol, self.atol, norm
             )
 
         ratio = ratio_of(structure.combine(dt, b_error, slopes))
-        floor = step_size.noise_floor(state.y, step.y1, b_error, ratio_of)
+        floor = step_size.noise_floor(size, b_error, ratio_of)
         if eps:
             rounding = ratio_of(step_size.rounding(eps * dt, b_error, slopes))
             ratio, floor = step_size.unexplained(ratio, floor, rounding)

@@ -75,21 +75,32 @@ def initial_step(
     return structure.smaller(structure.smaller(100 * h0, h1), span)
 
 
+def sizes(y0: Any, y1: Any) -> Any:
+    """The sizes of the entries of a state, the larger before and after."""
+    return structure.map_leaves(
+        lambda a, b: structure.larger(ops.abs(a), ops.abs(b)), y0, y1
+    )
+
+
 def error_ratio(
     error: Any,
-    y0: Any,
-    y1: Any,
+    size: Any,
     rtol: float,
     atol: float,
     norm: Callable = structure.rms_norm,
 ) -> Any:
-    """The error of a step in units of the error allowed: at most 1 is good."""
+    """The error of a step in units of the error allowed: at most 1 is good.
 
-    def relative(error, a, b):
-        larger = structure.larger(ops.abs(a), ops.abs(b))
-        return error / (atol + rtol * larger)
-
-    return norm(structure.map_leaves(relative, error, y0, y1))
+    Args:
+        error: The error of each entry of the state.
+        size: Their sizes.
+        rtol: Float, relative tolerance.
+        atol: Float, absolute tolerance.
+        norm: The norm of a state: a scalar, or one value per sample.
+    """
+    return norm(
+        structure.map_leaves(lambda x, s: x / (atol + rtol * s), error, size)
+    )
 
 
 def next_step(dt: Any, ratio: Any, order: int) -> Any:
@@ -107,24 +118,22 @@ def next_step(dt: Any, ratio: Any, order: int) -> Any:
     return dt * ops.clip(0.9 * ratio ** (-1 / order), 0.2, 10.0)
 
 
-def noise_floor(y0: Any, y1: Any, b_error: tuple, ratio_of: Callable) -> Any:
+def noise_floor(size: Any, b_error: tuple, ratio_of: Callable) -> Any:
     """The error ratio below which an estimate is the rounding of the state.
 
     The slopes cancel in the estimate, and what rounding leaves of them is as
-    large as the weights `b_error` are. `ratio_of` is the error ratio of an
-    error. What is below the floor counts as the floor, or the next step would
-    follow rounding.
+    large as the weights `b_error` are. What is below the floor counts as the
+    floor, or the next step would follow rounding.
+
+    Args:
+        size: The sizes of the entries of the state.
+        b_error: The weights of the slopes in the estimate.
+        ratio_of: The error ratio of an error.
     """
-    dtype = keras.backend.standardize_dtype(structure.leaves(y0)[0].dtype)
+    dtype = keras.backend.standardize_dtype(structure.leaves(size)[0].dtype)
     eps = float(np.finfo(dtype).eps)
     unit = 3 * eps * float(sum(map(abs, b_error)))
-    noise = ratio_of(
-        structure.map_leaves(
-            lambda a, b: unit * structure.larger(ops.abs(a), ops.abs(b)),
-            y0,
-            y1,
-        )
-    )
+    noise = ratio_of(structure.map_leaves(lambda s: unit * s, size))
     # Where all is noise, a step must be able to grow still.
     return structure.smaller(noise, 0.1)
 

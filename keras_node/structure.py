@@ -95,14 +95,19 @@ def full_like(y: Any, value: float) -> Any:
 
 def nan_unless(success: Any, y: Any) -> Any:
     """A state, or NaN where there was no `success`."""
-    return map_leaves(lambda leaf: or_nan(leaf, expand(success, leaf)), y)
+    if not leaves(y):
+        return y
+    zero = zero_or_nan(success, leaves(y)[0].dtype)
+    return map_leaves(lambda leaf: leaf + expand(zero, leaf), y)
 
 
-def or_nan(x: Any, valid: Any) -> Any:
-    """The tensor `x`, or NaN where it is not `valid`."""
-    # 0 or the root of -1. A constant NaN is what a user who looks for the
-    # first one is shown (`tf.debugging.enable_check_numerics`), used or not.
-    return x + ops.sqrt(ops.cast(valid, x.dtype) - 1)
+def zero_or_nan(valid: Any, dtype: Any) -> Any:
+    """Zero, or NaN where it is not `valid`.
+
+    By an operation: a constant NaN is what a user who looks for the first one
+    is shown (`tf.debugging.enable_check_numerics`), used or not.
+    """
+    return ops.sqrt(ops.cast(valid, dtype) - 1)
 
 
 def all_finite(y: Any, per_sample: bool = False) -> Any:

@@ -169,7 +169,8 @@ class _GuardedDormandPrince(_module.DormandPrince):
         error = step_size.rounding(
             self._eps * dt, (_SUM_OF_ERROR,), [state.current_derivative]
         )
-        rounding = step_size.error_ratio(error, y, y, rtol, atol, _tfp_norm)
+        size = structure.map_leaves(tf.abs, y)
+        rounding = step_size.error_ratio(error, size, rtol, atol, _tfp_norm)
         # So that a step whose error is rounding is let grow.
         unit = 1 + 2 * rounding
         return {"rtol": unit * rtol, "atol": unit * atol}
