@@ -52,9 +52,10 @@ class ODEBlock(keras.layers.Layer):
         dynamics: A Keras layer or model whose output has the shape of the
             state, or a list of layers, which becomes a `keras.Sequential`. It
             is called with the state, or with a list of all there is of
-            `[t, y, u, ...]`. To share its weights between two places of a
-            model, call one `ODEBlock` twice; Keras cannot load a model in
-            which two blocks hold one network.
+            `[t, y, u, ...]`. Gradients flow to what it reads besides, by an
+            attribute or a closure, too. To share its weights between two
+            places of a model, call one `ODEBlock` twice; Keras cannot load a
+            model in which two blocks hold one network.
         t_span: Pair of floats `(t0, t1)`, at most `1e30` in size; `t1 < t0`
             integrates backwards. It may lie far from 0, as Unix seconds do:
             what counts is the time since `t0`. Dynamics that are called with
@@ -94,10 +95,11 @@ class ODEBlock(keras.layers.Layer):
             tensors of float64 in that precision; JAX makes float32 of them in
             compiled code, as long as float64 is not enabled. In compiled code,
             the state at a time outside `t_span` is NaN.
-        training: Boolean, passed on to `dynamics`. What is random in it
-            (dropout) is drawn once per call, and its non-trainable state
-            (moving statistics) is updated once per call, from `inputs`, where
-            its losses (`add_loss`, `activity_regularizer`) are taken too.
+        training: Boolean or `None`, passed on to `dynamics`. Whatever it is,
+            what is random in them (dropout) is drawn once per call, and their
+            non-trainable state (moving statistics) is updated once per call,
+            from `inputs`, where their losses (`add_loss`,
+            `activity_regularizer`) are taken too.
 
     Input shape:
         `(batch, ...)`, or a list of it and the shapes of the context.

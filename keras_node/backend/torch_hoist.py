@@ -36,18 +36,18 @@ def hoist(f: Callable, args: tuple, identity: Any, closed: bool) -> Hoisted:
             f"{[tuple(x.shape) for x in left]}"
         )
     draws = start.again if moved else contextlib.nullcontext
-    floats, written = look.differentiable, look.written()
-    if not floats and not written and draws is contextlib.nullcontext:
+    read, written = look.differentiable(), look.written()
+    if not read and not written and draws is contextlib.nullcontext:
         return as_it_is(f, None)
 
     def evaluate(args, floats, others):
         # Each evaluation writes to copies of its own.
         others = [x.clone() for x in others]
-        given = zip(look.differentiable + written, floats + others, strict=True)
+        given = zip(read + written, floats + others, strict=True)
         with draws(), _Instead({id(x): (x, other) for x, other in given}):
             return f(*args)
 
-    return Hoisted(evaluate, floats, written, None)
+    return Hoisted(evaluate, read, written, None)
 
 
 class _Instead(TorchFunctionMode):
@@ -102,8 +102,8 @@ class _Look(TorchFunctionMode):
         x, start, _ = self._outside[id(x)]
         return start if x.requires_grad else x
 
-    @property
     def differentiable(self) -> list:
+        """Those with a gradient."""
         return [x for x, *_ in self._outside.values() if x.requires_grad]
 
     def written(self) -> list:
