@@ -259,6 +259,48 @@ def test_a_key_sees_all_that_a_config_says():
             setattr(layer, key, old)
 
 
+def with_compilations(run):
+    """What `run()` returns, and what JAX compiled meanwhile."""
+    import jax
+
+    compiled = []
+
+    class Count(logging.Handler):
+        def emit(self, record):
+            if "Finished XLA compilation" in record.getMessage():
+                compiled.append(record.getMessage())
+
+    logger, handler = logging.getLogger("jax._src.dispatch"), Count()
+    logger.addHandler(handler)
+    try:
+        with jax.log_compiles():
+            return run(), compiled
+    finally:
+        logger.removeHandler(handler)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX compiles loops by object")
+def test_an_eager_call_of_a_block_in_a_block_is_compiled_once():
+    class Flows(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.inner = keras_node.ODEBlock(layers.Dense(2), solver="euler")
+
+        def call(self, y):
+            return self.inner(y) - y
+
+    block = keras_node.ODEBlock(Flows(), solver="euler")
+    x = ops.ones((3, 2))
+    first, compiled = with_compilations(lambda: numpy(block(x)))
+    assert compiled
+    again, compiled = with_compilations(lambda: numpy(block(x)))
+    assert not compiled
+    np.testing.assert_array_equal(again, first)
+    # The inner solver tells two programs apart.
+    block.dynamics.inner.solver = keras_node.solvers.Euler(num_steps=1)
+    assert np.abs(numpy(block(x)) - first).max() > 1e-3
+
+
 @pytest.mark.skipif(BACKEND != "jax", reason="JAX compiles loops by object")
 @pytest.mark.parametrize(
     "solver, adjoint",
@@ -273,14 +315,6 @@ def test_an_eager_call_is_compiled_once(solver, adjoint):
         def call(self, y):
             return -self.rate * ops.tanh(y)
 
-    compiled = []
-
-    class Count(logging.Handler):
-        def emit(self, record):
-            if "Finished XLA compilation" in record.getMessage():
-                compiled.append(record.getMessage())
-
-    logger, handler = logging.getLogger("jax._src.dispatch"), Count()
     x = ops.ones((3, 2))
     for dynamics in ([layers.Dense(4, "relu"), layers.Dense(2)], Rate()):
         block = keras_node.ODEBlock(
@@ -292,12 +326,7 @@ def test_an_eager_call_is_compiled_once(solver, adjoint):
 
         first = run()
         run()
-        logger.addHandler(handler)
-        try:
-            with jax.log_compiles():
-                again = run()
-        finally:
-            logger.removeHandler(handler)
+        again, compiled = with_compilations(run)
         assert not compiled, compiled
         for a, b in zip(first, again, strict=True):
             np.testing.assert_array_equal(a, b)

@@ -18,6 +18,7 @@ from keras_node.backend.hoisted import Hoisted
 from keras_node.backend.jax_layout import laid_out
 from keras_node.backend.jax_programs import compiled
 from keras_node.backend.jax_programs import is_eager
+from keras_node.backend.jax_programs import name_of
 from keras_node.backend.jax_programs import text_of
 from keras_node.backend.precisions import EPS_FLOAT32
 from keras_node.backend.precisions import EPS_TF32
@@ -78,6 +79,9 @@ def custom_vjp(
 
     def keeping(args, constants):
         return run(True, args, constants)
+
+    if identity is not None:
+        keeping.__name__ = name_of(identity)
 
     def gradient(residuals, cotangent):
         cotangent = jax.tree.map(_of_integers, cotangent)

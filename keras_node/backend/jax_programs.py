@@ -5,6 +5,7 @@ in each call of a block. Here the program is kept by what the functions do.
 """
 
 import collections
+import itertools
 import os
 import threading
 from collections.abc import Callable
@@ -16,6 +17,10 @@ from jax.extend.core import ClosedJaxpr
 # The one used last comes last.
 _programs = collections.OrderedDict()
 _PROGRAMS_AT_MOST = 64
+_names = collections.OrderedDict()
+_NAMES_AT_MOST = 1024
+_numbers = itertools.count()
+_SOLVE = "keras_node_solve_"
 _lock = threading.Lock()
 _JAX = os.path.dirname(jax.__file__)
 
@@ -40,6 +45,16 @@ def compiled(identity: Any, f: Callable) -> Callable:
     return program
 
 
+def name_of(identity: Any) -> str:
+    """A name for the solve of that identity, by which a text tells it."""
+    with _lock:
+        name = _names.pop(identity, None) or f"{_SOLVE}{next(_numbers)}"
+        _names[identity] = name
+        if len(_names) > _NAMES_AT_MOST:
+            _names.popitem(last=False)
+    return name
+
+
 def text_of(program: ClosedJaxpr) -> str | None:
     """The program as text, if that says all of what it does."""
     return str(program.jaxpr) if _says_all(program.jaxpr) else None
@@ -49,12 +64,18 @@ def _says_all(jaxpr: Any) -> bool:
     """Whether there is no derivative of a user's own, which is no text."""
     for equation in jaxpr.eqns:
         derivative = equation.params.get("jvp_jaxpr_fun")
-        info = getattr(derivative, "debug_info", None)
-        if derivative and _JAX not in getattr(info, "func_src_info", ""):
+        if derivative and _JAX not in _source(derivative):
             return False
-        if "custom_vjp" in equation.primitive.name:
+        solve = equation.params.get("fwd_jaxpr_thunk")
+        if solve and not _source(solve).startswith(_SOLVE):
             return False
         for part in jax.tree.leaves(list(equation.params.values())):
             if hasattr(part, "eqns") and not _says_all(part):
                 return False
     return True
+
+
+def _source(function: Any) -> str:
+    """The name of a function that JAX has wrapped, and where it is."""
+    info = getattr(function, "debug_info", None)
+    return getattr(info, "func_src_info", None) or ""
