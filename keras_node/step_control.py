@@ -67,8 +67,8 @@ class AdaptiveRungeKutta(RungeKutta):
         ratio = ratio_of(structure.combine(dt, b_error, slopes))
         floor = step_size.noise_floor(size, b_error, ratio_of)
         if eps:
-            rounding = ratio_of(step_size.rounding(eps * dt, b_error, slopes))
-            ratio, floor = step_size.unexplained(ratio, floor, rounding)
+            noise = step_size.rounding(eps * dt, b_error, slopes[0])
+            ratio, floor = step_size.unexplained(ratio, floor, ratio_of(noise))
         trusted = ops.where(ratio < floor, floor, ratio)  # a NaN stays one
         next_dt = step_size.next_step(dt, trusted, self.tableau.order)
         # Just after a rejection a longer step would be rejected again:

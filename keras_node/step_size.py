@@ -1,5 +1,6 @@
 """The size of the steps: how long the first, how long the next."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -138,14 +139,17 @@ def noise_floor(size: Any, b_error: tuple, ratio_of: Callable) -> Any:
     return structure.smaller(noise, 0.1)
 
 
-def rounding(unit: Any, b_error: tuple, slopes: list) -> Any:
-    """What an error estimate can be by the rounding of its slopes alone.
+def rounding(unit: Any, b_error: tuple, slope: Any) -> Any:
+    """What the rounding of the slopes makes of an error estimate.
 
-    Slopes that are off by `eps` of their size put it off by
-    `eps dt sum |b_error slope|`, however short the step. `unit` is `eps dt`.
+    Slopes that are off by up to `eps` of their size, each in its own way, put
+    it off by about `eps dt |slope| sqrt(sum b_error^2)`, however short the
+    step. Their size is that at the start: those of a step that is far too long
+    grow as its error does, and would excuse it. `unit` is `eps dt`.
     """
-    sizes = [structure.map_leaves(ops.abs, slope) for slope in slopes]
-    return structure.combine(unit, tuple(map(abs, b_error)), sizes)
+    weight = 1.5 * math.hypot(*map(float, b_error))
+    sizes = structure.map_leaves(lambda k: weight * ops.abs(k), slope)
+    return structure.scale(unit, sizes)
 
 
 def unexplained(ratio: Any, floor: Any, rounding: Any) -> tuple[Any, Any]:
@@ -154,19 +158,17 @@ def unexplained(ratio: Any, floor: Any, rounding: Any) -> tuple[Any, Any]:
     Args:
         ratio: The error ratio of a step.
         floor: That below which it is not to be trusted.
-        rounding: The error ratio that the rounding of the slopes can make.
+        rounding: The error ratio that the rounding of the slopes makes.
 
     Returns:
-        The ratio less `rounding`, in units of `rounding` where that is more
-        than what is allowed: a finer tolerance cannot be met. And the new
-        floor, by which a step whose error drowns in rounding grows, but not
-        so far that the next one is thrown away.
+        The ratio less `rounding`. And the new floor, by which a step whose
+        error drowns in rounding grows, but not so far that the next one is
+        thrown away.
     """
-    unit = structure.larger(rounding, 1.0)
-    ratio = (ratio - rounding) / unit
+    # In this order: NaN stays NaN.
+    excess = structure.larger(0.0, ratio - rounding)
     drowned = structure.smaller(0.25 * rounding, 2e-3)
-    ratio = structure.larger(0.0, ratio)  # in this order: NaN stays NaN
-    return ratio, structure.larger(floor / unit, drowned)
+    return excess, structure.larger(floor, drowned)
 
 
 def on_grid(dt: Any) -> Any:

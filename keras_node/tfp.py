@@ -48,7 +48,6 @@ _STEP_EVALS = _module.DormandPrince.ODE_FN_EVALS_PER_STEP
 _TfpState = _module._RungeKuttaSolverInternalState
 # `tf.cast` reads a Python float as float32 and a NumPy one as it is.
 _module._TABLEAU = tree.map_structure(np.float64, _module._TABLEAU)
-_SUM_OF_ERROR = float(np.sum(np.abs(_module._TABLEAU.c_error)))
 
 
 def _next_step_size(
@@ -59,9 +58,28 @@ def _next_step_size(
     return _util.next_step_size(dt, order, error_ratio, *factors)
 
 
-_util = _module.util
+class _PerEntry:
+    """An absolute tolerance for each entry of the state."""
+
+    def __init__(self, values: Any):
+        self.values = values
+
+
+def _weighted_sum(weights: list, states: list) -> Any:
+    """TFP's, also for the error allowed by a tolerance for each entry."""
+    first, *others = weights
+    if not isinstance(first, _PerEntry):
+        return _rk_util.weighted_sum(weights, states)
+    allowed = _rk_util.weighted_sum(others, states[1:])
+    return structure.map_leaves(tf.add, first.values, allowed)
+
+
+_util, _rk_util = _module.util, _module.rk_util
 _module.util = types.SimpleNamespace(
     **{**vars(_util), "next_step_size": _next_step_size}
+)
+_module.rk_util = types.SimpleNamespace(
+    **{**vars(_rk_util), "weighted_sum": _weighted_sum}
 )
 
 
@@ -129,7 +147,7 @@ class _GuardedDormandPrince(_module.DormandPrince):
         t = state.current_time
         lands = t + state.step_size >= self._span
         dt = tf.where(lands, self._span - t, state.step_size)
-        kwargs |= self._tolerances(state, dt, kwargs["rtol"], kwargs["atol"])
+        kwargs["atol"] = self._tolerance(state, dt, kwargs["atol"])
         tried, diagnostics = super()._step(
             state.tfp()._replace(step_size=dt), diagnostics, **kwargs
         )
@@ -161,24 +179,20 @@ class _GuardedDormandPrince(_module.DormandPrince):
         state = _State(*tried, num_accepted, status)
         return _end_if(status != Status.SUCCESS, state), diagnostics
 
-    def _tolerances(self, state, dt, rtol, atol):
+    def _tolerance(self, state, dt, atol):
         """What TFP judges a step by: no finer than the dynamics can meet."""
         if not self._eps:
-            return {"rtol": rtol, "atol": atol}
-        y = state.current_state
-        error = step_size.rounding(
-            self._eps * dt, (_SUM_OF_ERROR,), [state.current_derivative]
+            return atol
+        noise = step_size.rounding(
+            self._eps * dt, _module._TABLEAU.c_error, state.current_derivative
         )
-        size = structure.map_leaves(tf.abs, y)
-        rounding = step_size.error_ratio(error, size, rtol, atol, _tfp_norm)
-        # So that a step whose error is rounding is let grow.
-        unit = 1 + 2 * rounding
-        return {"rtol": unit * rtol, "atol": unit * atol}
-
-
-def _tfp_norm(y: Any) -> Any:
-    """The norm of TFP's error ratio, which is that of the squares."""
-    return tf.sqrt(structure.rms_norm(structure.map_leaves(tf.square, y)))
+        # An entry is rounded as the others are that it is computed from. And
+        # twice that, so that a step whose error is rounding is let grow.
+        return _PerEntry(
+            structure.map_leaves(
+                lambda x: atol + 2 * structure.rms_norm(x), noise
+            )
+        )
 
 
 def _past(span: Any) -> Any:

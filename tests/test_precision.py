@@ -56,6 +56,23 @@ def test_half_precision_takes_the_steps_of_float32(name):
             np.testing.assert_allclose(y, exact, atol=4 * reach, rtol=reach)
 
 
+@pytest.mark.parametrize("name", ["tsit5", "dopri5", "bosh3"])
+def test_a_step_that_is_far_too_long_is_no_rounding(name):
+    """Rotation by 9 radians, in steps that are unstable from 3 on."""
+    kernel = np.array([[0.0, 3.0], [-3.0, 0.0]])
+    y0 = np.random.default_rng(0).normal(size=(32, 2)).astype("float32")
+    c, s = np.cos(9), np.sin(9)
+    exact = y0 @ np.array([[c, s], [-s, c]])
+    for dtype, reach in (("mixed_bfloat16", 0.5), ("mixed_float16", 0.3)):
+        dense = layers.Dense(2, use_bias=False, dtype=dtype)
+        for rtol in (1e-2, 1e-4):
+            solver = solvers.get(name, rtol=rtol)
+            made = keras_node.ODEBlock(dense, (0.0, 3.0), solver=solver)
+            made.build((None, 2))
+            dense.set_weights([kernel])
+            np.testing.assert_allclose(numpy(made(y0)), exact, atol=reach)
+
+
 def test_half_precision_is_no_dearer_by_the_default_pair():
     for rtol in (1e-2, 1e-4):
         solver = solvers.get("dormand_prince", rtol=rtol)
