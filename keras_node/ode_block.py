@@ -197,9 +197,17 @@ class ODEBlock(keras.layers.Layer):
         ]
         t = keras.KerasTensor((*y.shape[:-1], 1), dtype=self.compute_dtype)
         inputs = arguments(t, y, context, self.time_dependent)
+
         # A symbolic call builds every kind of layer; `dynamics.build` would
         # miss subclasses without a `build` of their own.
-        call = functools.partial(symbolic_call, self.dynamics)
+        def call(inputs):
+            try:
+                return symbolic_call(self.dynamics, inputs)
+            except NotImplementedError:
+                # Keras cannot tell the shape, as of a module of PyTorch's.
+                # Each evaluation is looked at, too.
+                return y
+
         with _building:
             dy = call_checks.answer("dynamics", call, inputs)
         call_checks.slope("dynamics", dy, y.shape)
@@ -214,6 +222,8 @@ class ODEBlock(keras.layers.Layer):
 
     def __call__(self, inputs: Any, t_eval: Any = None, **kwargs: Any) -> Any:
         if t_eval is not None:
+            if given(t_eval) is None:
+                self._checked(t_eval)  # before Keras stumbles over it
             kwargs["t_eval"] = _unrounded(t_eval, inputs)
         return super().__call__(inputs, **kwargs)
 

@@ -99,6 +99,8 @@ def given(value: Any) -> Times | None:
         array = np.asarray(value)
     except Exception:  # of whatever kind tensors in a list may raise
         array = np.asarray(None)
+    if array.dtype.kind in "mM":
+        return None  # dates; some frameworks take them for numbers
     if array.dtype.kind in "iuf":
         return Times(array.astype("float64"), _eps(array.dtype))
     try:

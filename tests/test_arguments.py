@@ -31,7 +31,7 @@ SPANS += (np.array(1.0), np.ones((2, 1)), keras.KerasTensor((2,)))
 TIMES = ([], [1.5], [-0.1], [NAN], [INF], [10**400], 0.5, [[0.5]], "half")
 TIMES += (["0.5"], [None], [True], [0.5j], {0.5}, {0.5: 1}, [[0.1], [0.2, 0.3]])
 TIMES += (object(), lambda: [0.5], np.zeros(0), np.zeros((1, 1)), np.array(0.5))
-TIMES += (np.array([True]), np.array([1j]))
+TIMES += (np.array([True]), np.array([1j]), np.array([0], "datetime64[s]"))
 CONFIGS = (
     {},
     {"class_name": "Nothing", "config": {}},

@@ -377,6 +377,26 @@ def test_a_module_of_pytorch_trains(adjoint):
     assert int(module.norm.num_batches_tracked) == 1
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="modules of PyTorch's")
+def test_a_module_of_pytorch_may_be_the_dynamics():
+    import torch
+
+    module = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(module.weight, -1.0)
+    for made in (
+        layers.TorchModuleWrapper(module),
+        [layers.TorchModuleWrapper(module)],
+    ):
+        module.weight.grad = None
+        block = tight("tsit5", "discrete", made)
+        block(torch.ones(1, 1)).sum().backward()
+        slope = -float(module.weight.grad)
+        np.testing.assert_allclose(slope, -np.exp(-1), rtol=1e-3)
+    wide = layers.TorchModuleWrapper(torch.nn.Linear(1, 2))
+    with pytest.raises(ValueError, match=r"`dynamics`.*Received: "):
+        keras_node.ODEBlock(wide)(torch.ones(1, 1))
+
+
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="variables of TensorFlow's")
 def test_a_variable_that_keras_does_not_know_is_refused():
     import tensorflow as tf
