@@ -5,6 +5,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+from helpers import slow
 from keras import layers
 from keras import ops
 
@@ -33,7 +34,7 @@ def model(dynamics, solver="tsit5", nested=False):
     return made
 
 
-@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("nested", [slow(False), True])
 def test_the_logs_tell_what_solve_tells(nested, tmp_path):
     made = model([layers.Dense(8, "tanh"), layers.Dense(4)], nested=nested)
     block = next(

@@ -93,7 +93,7 @@ def test_spiral_learns_and_draws(tmp_path):
     assert (tmp_path / "spiral.png").read_bytes().startswith(b"\x89PNG")
 
 
-@slow_on("jax")
+@slow_on("jax", "tensorflow")
 def test_two_moons_come_apart(tmp_path):
     result = run("two_moons.py", "--epochs", "4", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

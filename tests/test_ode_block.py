@@ -126,7 +126,9 @@ FORMS = {
 
 
 @pytest.mark.parametrize(
-    "number", [slow(0), 1, slow(2), slow(3), 4, slow(5), 6, 7], ids=FORMS
+    "number",
+    [slow(0), slow(1), slow(2), slow(3), 4, slow(5), 6, 7],
+    ids=FORMS,
 )
 def test_every_form_of_dynamics_trains_saves_and_loads(number, tmp_path):
     dynamics = list(FORMS.values())[number]()
@@ -153,7 +155,7 @@ def test_every_form_of_dynamics_trains_saves_and_loads(number, tmp_path):
     "solver, adjoint, jit",
     slow_unless(
         lambda solver, adjoint, jit: (
-            (jit == JITS[0] and (solver, adjoint) in ADJOINTS[:3])
+            (jit == JITS[0] and (solver, adjoint) in ADJOINTS[:1])
             or (solver, adjoint) == ("tsit5", "discrete")
             or (solver == "dormand_prince" and ON_TENSORFLOW)
         ),
@@ -179,7 +181,7 @@ def test_fit_lowers_the_loss_with_a_partial_last_batch(solver, adjoint, jit):
     np.testing.assert_allclose(one, whole[:1], atol=1e-2)
 
 
-@slow_on("jax")
+@slow_on("jax", "tensorflow")
 def test_a_convolutional_block_trains_on_images():
     shape = (7, 7, 16)
     block = keras_node.ODEBlock(
@@ -221,6 +223,7 @@ def test_gradients_equal_those_of_the_exact_solution():
     np.testing.assert_allclose(step, exact, rtol=1e-3, atol=1e-5)
 
 
+@slow_on("jax", "tensorflow")
 def test_frozen_layers_stay_frozen():
     dynamics = network()
     dynamics.layers[0].trainable = False
@@ -256,6 +259,7 @@ def test_a_block_called_twice_shares_its_weights():
     assert not np.array_equal(block.get_weights()[0], matrix)
 
 
+@slow_on("tensorflow")
 def test_batch_statistics_move_once_a_call():
     norm = layers.BatchNormalization(momentum=0.9)
     block = keras_node.ODEBlock([norm, layers.Dense(4, activation="tanh")])

@@ -274,7 +274,7 @@ def test_what_is_compiled_does_not_grow_with_the_number_of_reports(name):
 @pytest.mark.parametrize(
     "name, how",
     slow_unless(
-        lambda name, how: how == list(compilations())[-1] or name == "tsit5",
+        lambda name, how: how == list(compilations())[-1],
         [(name, how) for name in PER_SAMPLE for how in compilations()],
     ),
 )
