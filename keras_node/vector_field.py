@@ -108,8 +108,11 @@ class VectorField:
         t = _time_like(0.0, y) if self._time_dependent else ()
         args = (t, y, self._params(dtype), self._frozen_values())
         closed = calm and identity is not None
-        with AutocastScope(None):
-            self._dtypes = [v.dtype for v in self._trainable]
+        # A variable itself says `floatx` where nothing is cast.
+        values = _values(self._trainable)
+        self._dtypes = [
+            keras.backend.standardize_dtype(x.dtype) for x in values
+        ]
         with backend.full_products():  # as in the solve
             return backend.hoist(self._slope, args, identity, closed)
 
@@ -208,6 +211,8 @@ class _Scope(keras.StatelessScope):
 
     def __init__(self, mapping: list, strangers: dict):
         super().__init__(mapping, collect_losses=True)
+        # As they are: Keras may have cast them.
+        self.state_mapping.update({id(k): v for k, v in mapping})
         self._start = dict(self.state_mapping)
         self._strangers = strangers
 

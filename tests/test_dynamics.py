@@ -541,3 +541,35 @@ def test_the_default_float_may_be_of_another_type():
                 assert np.isfinite(numpy(adj_y0)).all()
     finally:
         keras.config.set_floatx("float32")
+
+
+@pytest.mark.parametrize("floatx", ["float32", "float64"])
+def test_weights_in_float64_are_read_as_they_are(floatx):
+    class Weight(layers.Layer):
+        """y' = w."""
+
+        def build(self, shape):
+            self.w = self.add_weight(
+                shape=(shape[-1],),
+                initializer=lambda shape, dtype: ops.cast(
+                    ops.convert_to_tensor(np.full(shape, 1 / 3)), dtype
+                ),
+            )
+
+        def call(self, y):
+            return ops.zeros_like(y) + self.w
+
+    keras.config.set_floatx(floatx)
+    try:
+        for name, adjoint in [*ADJOINTS, ("euler", "discrete")]:
+            block = keras_node.ODEBlock(
+                Weight(dtype="float64"),
+                solver=name,
+                adjoint=adjoint,
+                dtype="float64",
+            )
+            y = numpy(block(np.zeros((1, 2))))
+            assert y.dtype == "float64"
+            np.testing.assert_allclose(y, 1 / 3, rtol=1e-14, err_msg=name)
+    finally:
+        keras.config.set_floatx("float32")
