@@ -276,7 +276,7 @@ def evaluations(args, data):
 
 def compare(args, data):
     """Trains the same model with every adjoint, from the same weights."""
-    native = keras_node.solvers.get(args.solver).records
+    native = keras_node.solvers.get(args.solver).keeps_steps
     native = args.solver if native else "tsit5"
     pairs = [(native, adjoint) for adjoint in keras_node.adjoints.ALL]
     weights, table = None, []

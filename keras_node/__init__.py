@@ -4,11 +4,13 @@ from keras_node import adjoints
 from keras_node import callbacks
 from keras_node import layers
 from keras_node import solvers
-from keras_node.ode_block import ODEBlock
-from keras_node.solution import SolverError
+from keras_node.integration.solution import Solution
+from keras_node.integration.solution import SolverError
+from keras_node.layers.ode_block import ODEBlock
 
 __all__ = [
     "ODEBlock",
+    "Solution",
     "SolverError",
     "adjoints",
     "callbacks",

@@ -1,4 +1,4 @@
-"""Callbacks: what the solvers do during training."""
+"""Callbacks that log what the solvers do during training."""
 
 import warnings
 
@@ -6,8 +6,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_node.ode_block import ODEBlock
-from keras_node.solution import Solution
+from keras_node.backend import _private
+from keras_node.integration.solution import Solution
+from keras_node.layers.base import ODELayer
+
+__all__ = ["SolverStats"]
 
 _WARNING = (
     "{share:.1%} of the solves of `{name}` failed in epoch {epoch}: their "
@@ -20,24 +23,24 @@ _WARNING = (
 
 
 class SolverStats(keras.callbacks.Callback):
-    """Logs what the solver of each `ODEBlock` does, for every epoch.
+    """Callback that logs what the solver of each `ODEBlock` does per epoch.
 
-    For a block named `ode`, these are added to the logs of the epoch:
+    For a block named `ode`, it adds these entries to the logs of each epoch:
 
     - `ode_evals`: evaluations of the dynamics in a forward solve,
     - `ode_steps`: steps tried,
-    - `ode_rejected`: those of them that were rejected,
-    - `ode_failed`: the share of solves that failed,
+    - `ode_rejected`: steps rejected,
+    - `ode_failed`: the share of solves that failed.
 
-    each the mean over the calls of the block, and with a `per_sample` solver
-    over the samples too; `val_ode_evals` and so on for the validation. They
-    show in the progress bar when the epoch ends, in `History`, and in every
-    callback after this one in the list (`CSVLogger`, `TensorBoard`). The end
-    of the first epoch in which a solve of a block failed draws a warning. A
-    second block of the same name is `ode_1`.
+    Each is the mean over the calls of the block, and with a `per_sample`
+    solver also over the samples. The entries of the validation are
+    `val_ode_evals` and so on. The entries show in the progress bar when the
+    epoch ends, in `History`, and in every callback after this one in the list
+    (`CSVLogger`, `TensorBoard`). The first epoch in which a solve of a block
+    failed ends with a warning. A second block of the same name is `ode_1`.
 
-    It is a callback and not an argument of the layer, so that a model counts
-    only where someone looks: `evaluate` returns what it always returns.
+    This is a callback and not an argument of the layer, so that a model counts
+    only while it is in use: `evaluate` returns the same as without it.
 
     Example:
     >>> block = keras_node.ODEBlock(
@@ -65,15 +68,15 @@ class SolverStats(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         self._blocks = {}
-        for layer in self.model._flatten_layers():
-            if isinstance(layer, ODEBlock):
-                layer.observer = _Counters()
+        for layer in _private.layers_of(self.model):
+            if isinstance(layer, ODELayer):
+                layer.stats = _Counters()
                 self._blocks[self._free_name(layer.name)] = layer
         self._recompile()
 
     def on_train_end(self, logs: dict | None = None) -> None:
         for block in self._blocks.values():
-            block.observer = None
+            block.stats = None
         self._blocks = {}
         self._recompile()
 
@@ -102,7 +105,7 @@ class SolverStats(keras.callbacks.Callback):
                 warnings.warn(text, stacklevel=2)
 
     def _free_name(self, name: str) -> str:
-        """Layers in different parts of a model may have the same name."""
+        """Numbers the name if another block of the model has it already."""
         free, number = name, 0
         while free in self._blocks:
             number += 1
@@ -110,24 +113,24 @@ class SolverStats(keras.callbacks.Callback):
         return free
 
     def _recompile(self):
-        """What was compiled counts nothing, or counts on: it is done anew."""
+        """Recompiles, since counting is baked into the compiled step."""
         self.model.make_train_function(force=True)
         self.model.make_test_function(force=True)
 
     def _read(self) -> dict[str, float]:
-        """What was counted since the last time, by the names in the logs."""
+        """Reads and resets the counters; the keys are the names in the logs."""
         return {
             f"{name}_{count}": value
             for name, block in self._blocks.items()
-            for count, value in block.observer.read().items()
+            for count, value in block.stats.read().items()
         }
 
 
 class _Counters:
-    """The means of one block, which calls `update` with each `Solution`."""
+    """Running means of one block, which calls `update` with each `Solution`."""
 
     def __init__(self):
-        # Of full precision under a mixed policy, too.
+        # In full precision, also under a mixed policy.
         full = {"dtype": "float32", "trainable": False, "autocast": False}
         self._count = keras.Variable(0.0, **full)
         self._means = keras.Variable(np.zeros(4), **full)

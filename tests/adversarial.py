@@ -12,8 +12,8 @@ import keras
 import numpy as np
 from scipy.integrate import solve_ivp
 
-from keras_node.solution import Status
-from keras_node.tableau import Tableau
+from keras_node.integration.solution import Status
+from keras_node.solvers.tableau import Tableau
 
 
 class Case(NamedTuple):

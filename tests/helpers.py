@@ -29,7 +29,7 @@ PAIRS = [
     (solver, adjoint)
     for solver in solvers.ALL
     for adjoint in adjoints.ALL
-    if solvers.get(solver).records or not adjoints.get(adjoint).checkpoints
+    if solvers.get(solver).keeps_steps or not adjoints.get(adjoint).needs_steps
 ]
 # Every adjoint once: for what takes long to compile.
 ADJOINTS = [("dormand_prince", "backsolve")]

@@ -24,11 +24,11 @@ from keras_node import SolverError
 from keras_node import adjoints
 from keras_node import backend
 from keras_node import solvers
-from keras_node.step_control import FixedRungeKutta
-from keras_node.trajectory import Trajectory
+from keras_node.integration.outputs import Record
+from keras_node.solvers.runge_kutta import FixedRungeKutta
 
 ON_TORCH = keras.backend.backend() == "torch"
-RECORDED = [name for name in adjoints.ALL if adjoints.get(name).checkpoints]
+ALONG = [name for name in adjoints.ALL if adjoints.get(name).needs_steps]
 
 
 def gradients(
@@ -108,12 +108,15 @@ def test_the_gradients_error_falls_with_the_order(name, adjoint):
 def unrolled(solver, problem, steps, y0, params):
     """The same steps as a plain expression: for automatic differentiation."""
     y = y0
+    stepper = solver.stepper(dense=False, chained=False)
     for t, dt in steps:
-        y = solver.step(
-            lambda t, y: problem.f(t, y, params),
+        y = stepper.step(
+            problem.f,
             ops.convert_to_tensor(t, "float64"),
             ops.convert_to_tensor(dt, "float64"),
             y,
+            (),
+            params,
         ).y1
     return y
 
@@ -128,9 +131,9 @@ def test_discrete_gradients_are_those_of_the_steps(name, checkpoints):
         solver = solvers.get(name, rtol=1e-6, atol=1e-6, first_step=1.0)
     y0 = ops.convert_to_tensor(problem.y0, "float64")
     params = ops.convert_to_tensor(problem.params, "float64")
-    path = solver.solve(
-        lambda t, y: problem.f(t, y, params), 0.0, problem.t1, y0, None, 8
-    ).trajectory
+    (path,) = solver.solve(
+        problem.f, 0.0, problem.t1, y0, params, (Record(4096, 8),)
+    ).outputs
     count = int(path.num_steps)
     indices = ops.arange(0, count, dtype="int32")
     steps = [numpy(path.step(indices[i])) for i in range(count)]
@@ -167,7 +170,7 @@ def test_the_discrete_adjoint_evaluates_no_more_than_it_promises(
 
     with untraced():
         solution = solver.solve(
-            lambda t, y: problem.f(t, y, problem.params),
+            lambda t, y, _: problem.f(t, y, problem.params),
             0.0,
             3.0,
             ops.convert_to_tensor(problem.y0, "float64"),
@@ -255,7 +258,7 @@ def test_gradients_flow_through_every_state_reported(solver, adjoint):
     "name, adjoint",
     slow_unless(
         lambda name, _: name == "tsit5",
-        list(itertools.product(PER_SAMPLE, RECORDED)),
+        list(itertools.product(PER_SAMPLE, ALONG)),
     ),
 )
 def test_gradients_of_samples_that_step_for_themselves(name, adjoint):
@@ -360,7 +363,7 @@ def test_a_failed_backward_solve_gives_nan_or_says_so(name, problem, how):
     assert all(np.isnan(g).all() for g in found)
 
 
-@pytest.mark.parametrize("adjoint", RECORDED)
+@pytest.mark.parametrize("adjoint", ALONG)
 def test_where_backsolve_fails_others_do_not(adjoint):
     problem = stiff_linear()
     solver = solvers.Tsit5(rtol=1e-4, atol=1e-4)
@@ -453,22 +456,3 @@ def test_the_error_of_the_parameters_gradient_takes_no_steps(adjoint):
                 ops.ones((2, 3)),
             )
     assert len(counts[1.0]) == len(counts[1e6])
-
-
-def test_a_record_keeps_every_stride_th_state():
-    # With rejected steps between, whether slots are free or all taken.
-    path = Trajectory.empty(ops.zeros(()), ops.zeros((1,)), 50, 4)
-    for n in range(50):
-        for keep in (False, False, True):
-            state = ops.full((1,), float(n if keep else -1))
-            path = path.write(
-                ops.convert_to_tensor(keep), state[0], state[0], state
-            )
-        assert int(path.num_steps) == n + 1
-        stride = int(path.stride)
-        assert (n + 1) / 4 <= stride <= max(1, (n + 1) / 2)
-        for i in range(0, n + 1, stride):
-            index = ops.convert_to_tensor(i, "int32")
-            assert float(path.step(index)[0]) == i
-            start, kept = path.start(index + 1, state)
-            assert int(start) == i and float(kept[0]) == i

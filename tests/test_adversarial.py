@@ -32,8 +32,8 @@ from keras_node import SolverError
 from keras_node import adjoints
 from keras_node import backend
 from keras_node import solvers
-from keras_node.interfaces import Solver
-from keras_node.solution import Status
+from keras_node.integration.solution import Status
+from keras_node.integration.solver import Solver
 
 RTOL, ATOL = 1e-4, 1e-7
 # Errors allowed, in units of the tolerance of a step. Steps of fixed length

@@ -110,7 +110,11 @@ def public_classes():
     members = {}
     for name in keras_node.__all__:
         member = getattr(keras_node, name)
-        members |= vars(member) if inspect.ismodule(member) else {name: member}
+        names = getattr(member, "__all__", vars(member))
+        if inspect.ismodule(member):
+            members |= {name: getattr(member, name) for name in names}
+        else:
+            members[name] = member
     return {
         cls
         for name, cls in members.items()

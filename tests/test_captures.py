@@ -17,7 +17,7 @@ from keras import ops
 import keras_node
 from keras_node import adjoints
 from keras_node import backend
-from keras_node import makeup
+from keras_node.dynamics import makeup
 
 BACKEND = keras.backend.backend()
 

@@ -18,6 +18,8 @@ from keras_node import adjoints
 from keras_node import backend
 from keras_node import solvers
 
+ON_TORCH = keras.backend.backend() == "torch"
+
 
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype("float32")
@@ -410,7 +412,7 @@ def test_kinetic_energy_is_the_integral_of_the_squared_slope(solver):
         order = solvers.ALL[solver].tableau.order
         rtol = {1: 5e-2, 2: 2e-3}.get(order, 2e-4)
         np.testing.assert_allclose(solution.integral, exact, rtol=rtol)
-        if solvers.get(solver).records:
+        if solvers.get(solver).keeps_steps:
             # It has no say in the steps.
             np.testing.assert_array_equal(solution.y1, without.y1)
             np.testing.assert_array_equal(solution.num_evals, without.num_evals)
@@ -543,7 +545,83 @@ def test_the_default_float_may_be_of_another_type():
         keras.config.set_floatx("float32")
 
 
-@pytest.mark.parametrize("floatx", ["float32", "float64"])
+class Downhill(layers.Layer):
+    """y' = -dV/dy, the derivative taken of V = w y^4 / 4 in each call."""
+
+    def __init__(self, own):
+        super().__init__()
+        self.own = own  # whether by the framework itself
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+    def call(self, y):
+        w = ops.convert_to_tensor(self.w)
+
+        def potential(y):
+            return ops.sum(w * y**4 / 4)
+
+        return -(gradient if self.own else gradient_by_vjp)(potential, y)
+
+
+def gradient_by_vjp(f, y):
+    return backend.vjp(f, (y,), ops.ones(()))[1][0]
+
+
+def gradient(f, y):
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.grad(f)(y)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(y)
+            value = f(y)
+        return tape.gradient(value, y)
+    import torch
+
+    with torch.enable_grad():
+        y = y if y.requires_grad else y.detach().requires_grad_()
+        return torch.autograd.grad(f(y), y, create_graph=True)[0]
+
+
+@pytest.mark.parametrize(
+    "solver, adjoint, own",
+    slow_unless(
+        lambda solver, adjoint, own: adjoint == "discrete" or ON_TORCH,
+        [(*pair, own) for pair in ADJOINTS for own in (True, False)],
+    ),
+)
+def test_a_derivative_inside_dynamics_has_its_own_gradient(
+    solver, adjoint, own
+):
+    y = np.array([[0.5, 1.0, 2.0]], "float32")
+    solver = solvers.get(solver, rtol=1e-6, atol=1e-6)
+    down = Downhill(own)
+    block = keras_node.ODEBlock(down, solver=solver, adjoint=adjoint)
+    block.build(y.shape)
+
+    def solve(y, w):
+        with keras.StatelessScope(state_mapping=[(down.w, w)]):
+            return block(y)
+
+    y1, (adj_y, adj_w) = numpy(
+        backend.vjp(
+            solve,
+            (ops.convert_to_tensor(y), ops.ones(3)),
+            ops.ones_like(y),
+        )
+    )
+    # y(1) = y0 / sqrt(1 + 2 w y0^2)
+    square = 1 + 2 * y**2
+    np.testing.assert_allclose(y1, y * square**-0.5, rtol=1e-4)
+    np.testing.assert_allclose(adj_y, square**-1.5, rtol=1e-3)
+    np.testing.assert_allclose(adj_w, -(y**3 * square**-1.5)[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("floatx", ["float32", slow("float64")])
 def test_weights_in_float64_are_read_as_they_are(floatx):
     class Weight(layers.Layer):
         """y' = w."""

@@ -428,6 +428,7 @@ def test_an_exported_model_serves_what_the_model_predicts(
 
 
 @slow_on("tensorflow", "jax")
+@pytest.mark.filterwarnings("ignore")  # of the tracer, as errors they crash it
 @pytest.mark.parametrize("solver, t_eval", [("tsit5", None), ("rk4", [0.5, 1])])
 def test_onnx_has_the_whole_solve(solver, t_eval, tmp_path):
     block = keras_node.ODEBlock(

@@ -12,8 +12,8 @@ from keras import ops
 
 import keras_node
 from keras_node import backend
-from keras_node import precision
 from keras_node import solvers
+from keras_node.dynamics import precision
 
 x = np.random.default_rng(0).normal(size=(32, 20)).astype("float32")
 

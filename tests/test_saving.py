@@ -147,7 +147,7 @@ def test_a_file_predicts_the_same_on_the_other_backends(tmp_path):
         )
     models = {name: wild(*made) for name, made in WILD.items()}
     for case, solver in cases.items():
-        adjoint = "discrete" if solver.records else "backsolve"
+        adjoint = "discrete" if solver.keeps_steps else "backsolve"
         models[case] = model(solver, adjoint)
     for case, made in models.items():
         if case == "tsit5":

@@ -13,13 +13,16 @@ from helpers import accurate
 from helpers import compilations
 from helpers import elapsed
 from helpers import numpy
+from helpers import slow_on
 from helpers import slow_unless
 from helpers import untraced
 from keras import ops
 
 from keras_node import solvers
-from keras_node.step_control import FixedRungeKutta
-from keras_node.tableau import Tableau
+from keras_node.integration.outputs import ReportAt
+from keras_node.solvers.runge_kutta import AdaptiveRungeKutta
+from keras_node.solvers.runge_kutta import FixedRungeKutta
+from keras_node.solvers.tableau import Tableau
 
 FIXED = [name for name in solvers.ALL if name not in ADAPTIVE]
 NATIVE = [name for name in solvers.ALL if name != "dormand_prince"]
@@ -31,15 +34,20 @@ def solve(solver, problem, dtype="float64", wrap=lambda f: f, t_eval=None):
     s_eval = elapsed(problem, t_eval, dtype)
     return numpy(
         wrap(
-            lambda y0: solver.solve(
-                lambda t, y: problem.f(t, y, params),
-                problem.t0,
-                problem.t1,
-                y0,
-                s_eval,
+            lambda y0: with_reports(
+                solver, problem.f, problem.t0, problem.t1, y0, params, s_eval
             )
         )(y0)
     )
+
+
+def with_reports(solver, f, t0, t1, y0, args=(), s_eval=None):
+    outputs = () if s_eval is None else (ReportAt(s_eval),)
+    solution = solver.solve(f, t0, t1, y0, args, outputs)
+    if s_eval is not None:
+        (reports,) = solution.outputs
+        solution = solution._replace(ys=reports.ys)
+    return solution._replace(outputs=())
 
 
 def error(solution, problem):
@@ -138,6 +146,29 @@ def test_the_error_falls_with_the_order(name):
     assert np.max(np.abs(solution.ys - exact)) < 10 * errors[-1] + 2e-7
 
 
+@slow_on("jax")
+def test_an_adaptive_method_need_not_be_first_same_as_last():
+    class HeunEuler(AdaptiveRungeKutta):
+        tableau = Tableau(
+            order=2, c=(0, 1), a=((), (1,)), b=(0.5, 0.5), b_error=(-0.5, 0.5)
+        )
+
+    problem = problems.forced_decay()
+    calls = []
+
+    def f(t, y, params):
+        calls.append(1)
+        return problem.f(t, y, params)
+
+    solver = HeunEuler(rtol=1e-5, atol=1e-5)
+    with untraced():
+        solution = solve(solver, problem._replace(f=f))
+    assert error(solution, problem) < 1e-3
+    # As many as said; the first step is as well chosen as with a known slope.
+    assert solution.num_evals == len(calls) == 2 + 2 * solution.num_steps
+    assert solution.num_steps - solution.num_accepted < 5
+
+
 @pytest.mark.parametrize("how", COMPILED)
 @pytest.mark.parametrize("name", solvers.ALL)
 def test_compiled_and_eager_solves_agree(name, how):
@@ -157,7 +188,7 @@ def test_time_stays_inside_the_interval_and_evaluations_are_counted(name):
     for t0, t1 in ((0.3, 1.7), (1.7, 0.3), (-2.0, 5.0), (0.0, 1e-12)):
         times = []
 
-        def f(t, y, times=times):
+        def f(t, y, args, times=times):
             times.append(float(t))
             return -y * problems.cos(t)
 
@@ -184,7 +215,7 @@ def test_the_answer_does_not_depend_on_where_time_starts(name):
 @pytest.mark.parametrize("name", solvers.ALL)
 def test_state_may_be_a_structure(name):
     solution = accurate(name, 1e-6).solve(
-        lambda t, y: {"a": y["b"][0], "b": (-y["a"],)},
+        lambda t, y, args: {"a": y["b"][0], "b": (-y["a"],)},
         0.0,
         1.0,
         {"a": ops.zeros((2,)), "b": (ops.ones((2,)),)},
@@ -209,7 +240,7 @@ def test_an_easy_solve_takes_few_evaluations(name):
 def test_an_interval_of_no_length_changes_nothing(name):
     y0 = ops.ones((2, 3))
     t = ops.convert_to_tensor(0.5)
-    solution = solvers.get(name).solve(lambda t, y: -y, t, t, y0)
+    solution = solvers.get(name).solve(lambda t, y, args: -y, t, t, y0)
     assert numpy(solution.success)
     np.testing.assert_array_equal(numpy(solution.y1), np.ones((2, 3)))
 
@@ -260,9 +291,14 @@ def test_what_is_compiled_does_not_grow_with_the_number_of_reports(name):
         t_eval = ops.convert_to_tensor(np.linspace(0, 1, reports), "float32")
         return program_size(
             lambda y0: (
-                solvers.get(name)
-                .solve(lambda t, y: -y, 0.0, 1.0, y0, t_eval)
-                .ys
+                with_reports(
+                    solvers.get(name),
+                    lambda t, y, args: -y,
+                    0.0,
+                    1.0,
+                    y0,
+                    s_eval=t_eval,
+                ).ys
             ),
             ops.ones((2, 3)),
         )
@@ -284,8 +320,14 @@ def test_samples_step_for_themselves(name, how):
     t_eval = ops.convert_to_tensor([0.1, 0.5, 2.0], "float32")
 
     def run(y0, rates):
-        return solver.solve(
-            lambda t, y: -rates * (y - problems.cos(t)), 0.0, 2.0, y0, t_eval
+        return with_reports(
+            solver,
+            lambda t, y, rates: -rates * (y - problems.cos(t)),
+            0.0,
+            2.0,
+            y0,
+            rates,
+            t_eval,
         )
 
     run = compilations()[how](run)
@@ -305,7 +347,7 @@ def test_one_failing_sample_leaves_the_others_alone(name):
     # y' = y^2 from 1 / 2, 2 and NaN: poles at 2, 1 / 2 and none.
     y0 = ops.convert_to_tensor([[0.5], [2.0], [0.25], [np.nan]], "float32")
     solver = solvers.get(name, rtol=1e-5, atol=1e-5, per_sample=True)
-    solution = numpy(solver.solve(lambda t, y: y * y, 0.0, 1.0, y0))
+    solution = numpy(solver.solve(lambda t, y, _: y * y, 0.0, 1.0, y0))
     assert (solution.status == 0).tolist() == [True, False, True, False]
     np.testing.assert_allclose(solution.y1[[0, 2], 0], [1, 1 / 3], rtol=1e-4)
     assert np.isnan(solution.y1[[1, 3]]).all()

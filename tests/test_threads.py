@@ -17,8 +17,8 @@ from keras_node import backend, solvers
 
 BACKEND = keras.backend.backend()
 if BACKEND == "torch":
-    from keras_node.backend import torch_record
-    torch_record._CALLS_BEFORE = 2  # there is recording while others run
+    from keras_node.backend.torch import capture
+    capture._CALLS_BEFORE = 2  # there is recording while others run
 
 def rotating(speed, solver, adjoint):
     kernel = [[0.0, speed], [-speed, 0.0]]

@@ -1,14 +1,14 @@
-"""The adjoints: how the gradient of a solve is computed.
+"""The adjoints, which compute the gradient of a solve.
 
 `ALL` names them, `get` finds them.
 """
 
-from keras_node import checks
+from keras_node import registry
 from keras_node.adjoints.backsolve import BacksolveAdjoint
+from keras_node.adjoints.base import Adjoint
 from keras_node.adjoints.discrete import DiscreteAdjoint
 from keras_node.adjoints.gauss import GaussAdjoint
 from keras_node.adjoints.interpolating import InterpolatingAdjoint
-from keras_node.interfaces import Adjoint
 
 ALL = {
     "backsolve": BacksolveAdjoint,
@@ -30,4 +30,4 @@ def get(identifier: str | dict | Adjoint) -> Adjoint:
     Raises:
         ValueError: If `identifier` is none of these.
     """
-    return checks.lookup("adjoint", identifier, ALL, Adjoint)
+    return registry.get("adjoint", identifier, ALL, Adjoint)

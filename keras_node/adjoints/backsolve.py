@@ -1,22 +1,25 @@
-"""Gradients by solving backwards in time, the state along with them."""
+"""Gradients by solving backwards in time, together with the state."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
-import keras
 from keras import ops
 
 from keras_node import backend
-from keras_node import checks
-from keras_node import dense_output
-from keras_node import structure
-from keras_node.interfaces import Adjoint
-from keras_node.interfaces import Solver
-from keras_node.interval import Field
-from keras_node.interval import Interval
-from keras_node.solution import Solution
-from keras_node.solution import Status
-from keras_node.trajectory import read_row
+from keras_node import pytree
+from keras_node import registry
+from keras_node.adjoints.base import Adjoint
+from keras_node.adjoints.base import Cotangent
+from keras_node.adjoints.base import Solve
+from keras_node.config import register
+from keras_node.integration import reports
+from keras_node.integration.record import read_row
+from keras_node.integration.solution import Status
+from keras_node.integration.solver import Solver
+from keras_node.types import Bool
+from keras_node.types import RightHandSide
+from keras_node.types import Scalar
+from keras_node.types import State
+from keras_node.types import Tree
 
 _REMEDIES = (
     "The forward solve cannot be traced back in time. What helps, in this "
@@ -25,26 +28,27 @@ _REMEDIES = (
 )
 
 
-@keras.saving.register_keras_serializable(package="keras_node")
+@register
 class BacksolveAdjoint(Adjoint):
-    """Gradients by solving an augmented equation backwards in time.
+    """Adjoint that solves an augmented equation backwards in time.
 
-    With `a` the gradient with respect to `y(t)`, the state
-    `(y, a, gradient of the parameters)` is integrated from `t1` back to `t0`:
+    Let `a` be the gradient with respect to `y(t)`, and `g` the gradient of the
+    parameters. The state `(y, a, g)` is integrated from `t1` back to `t0`:
 
         dy/dt = f,    da/dt = -a (df/dy),    dg/dt = -a (df/dparams)
 
     Memory does not depend on the number of steps. The state is computed again
-    on the way back, which is unstable where the forward equation forgets its
-    past (fast decay). Where the backward solve fails, or misses the state it
-    came from by more than its size, the gradients are NaN; outside compiled
-    code a `keras_node.SolverError` says so. Else they are as accurate as the
-    state is traced back. The backward pass takes one step size for the whole
-    batch, even where the forward solver is `per_sample`.
+    on the way back. This is unstable where the forward equation forgets its
+    past (fast decay). The backward solve may fail, or miss the state that the
+    forward solve came from by more than the size of that state. The gradients
+    are then NaN; outside compiled code `keras_node.SolverError` is raised.
+    Otherwise the gradients are as accurate as the state that is traced back.
+    The backward pass takes one step size for the whole batch, even if the
+    forward solver is `per_sample`.
 
     Args:
         solver: The `keras_node.solvers.Solver` of the backward pass, or
-            `None` for the one of the forward pass. Defaults to `None`.
+            `None` for the solver of the forward pass. Defaults to `None`.
 
     Raises:
         ValueError: If `solver` is neither.
@@ -53,74 +57,43 @@ class BacksolveAdjoint(Adjoint):
         - [Chen et al., 2018](https://arxiv.org/abs/1806.07366), appendix B
     """
 
+    needs_steps = False
     _config_keys = ("solver",)
 
     def __init__(self, solver: Solver | None = None):
         self.solver = solver
         if solver is not None:
-            self.solver = checks.lookup("solver", solver, {}, Solver)
+            self.solver = registry.get("solver", solver, {}, Solver)
 
     def pullback(
-        self,
-        solver: Solver,
-        f: Callable,
-        t0: float,
-        t1: float,
-        y0: Any,
-        s_eval: Any,
-        solution: Solution,
-        params: Any,
-        adjoint: Solution,
-    ) -> tuple[Any, Any]:
-        # The gradient of the parameters is one for all samples.
-        backward = (self.solver or solver).together()
-
-        # In elapsed time: between two close reports, none of it is lost.
-        dtype = solution.t.dtype
-        g = Field(f, Interval.between(t0, t1, dtype))
-        augmented = structure.Bound(_augmented, (g, params))
-        span = abs(t1 - t0)
-
-        def back(start, end, state, expected):
-            # Nothing depends on the integral of the parameters' gradient, so
-            # that its error is of no account: Kidger et al., 2021.
-            result = backward.solve(
-                augmented,
-                start,
-                end,
-                state,
-                norm=structure.RmsNorm(num_parts=2),
-            )
-            astray = _astray(result.y1[0], state[0], expected)
-            astray = ops.logical_and(result.success, astray)
-            status = ops.where(astray, int(Status.ASTRAY), result.status)
-            result = result._replace(
-                status=status, elapsed=start - result.elapsed
-            )
-            result.check_backward(solution, _REMEDIES, (t0, t1))
-            return structure.nan_unless(result.success, result.y1)
-
-        zeros = structure.full_like(params, 0.0)
-        state = (solution.y1, adjoint.y1, zeros)
-        if s_eval is None:
-            _, *gradients = back(span, 0.0, state, y0)
+        self, solve: Solve, cotangent: Cotangent
+    ) -> tuple[State, Tree]:
+        forward = solve.solution
+        state = (
+            forward.y1,
+            cotangent.adj_y1,
+            pytree.full_like(solve.args, 0.0),
+        )
+        if solve.s_eval is None:
+            _, *gradients = self._back(solve, solve.span, 0.0, state, solve.y0)
             return tuple(gradients)
 
-        # From each time reported back to the one before it, where the state
-        # is known and its cotangent comes in; at last to t0.
-        ends = [ops.full((1,), s, dtype=dtype) for s in (0.0, span)]
-        times = ops.clip(s_eval, 0.0, span)
+        # From each reported time back to the one before it, where the state is
+        # known and its cotangent is added; at last to t0. Elapsed time loses
+        # nothing between two close reports.
+        dtype = forward.t.dtype
+        ends = [ops.full((1,), s, dtype=dtype) for s in (0.0, solve.span)]
+        times = ops.clip(solve.s_eval, 0.0, solve.span)
         times = ops.concatenate([ends[0], times, ends[1]])
 
         def jump(j, state):
             reported = j > 0
-            row = ops.maximum(j - 1, 0)
-            expected = structure.where(reported, read_row(solution.ys, row), y0)
-            _, adj_y, adj_params = back(
-                ops.take(times, j + 1), ops.take(times, j), state, expected
-            )
-            adj = dense_output.cotangent(adjoint.ys, j - 1, reported)
-            return j - 1, (expected, structure.add(adj_y, adj), adj_params)
+            row = read_row(forward.ys, ops.maximum(j - 1, 0))
+            expected = pytree.where(reported, row, solve.y0)
+            start, end = ops.take(times, j + 1), ops.take(times, j)
+            _, adj_y, adj_args = self._back(solve, start, end, state, expected)
+            adj = reports.cotangent(cotangent.adj_ys, j - 1, reported)
+            return j - 1, (expected, pytree.add(adj_y, adj), adj_args)
 
         last = ops.shape(times)[0] - 2
         _, (_, *gradients) = backend.while_loop(
@@ -130,26 +103,62 @@ class BacksolveAdjoint(Adjoint):
         )
         return tuple(gradients)
 
+    def _back(
+        self,
+        solve: Solve,
+        start: Scalar,
+        end: Scalar,
+        state: State,
+        expected: State,
+    ) -> State:
+        """Solves from `start` back to `end`, where the state is `expected`."""
+        # All samples share the gradient of the arguments. Nothing depends on
+        # it, so its error does not count: Kidger et al., 2021.
+        result = (
+            (self.solver or solve.solver)
+            .shared()
+            .solve(
+                _Augmented(solve.f),
+                start,
+                end,
+                state,
+                solve.args,
+                norm=pytree.RmsNorm(num_parts=2),
+            )
+        )
+        drifted = _has_drifted(result.y1[0], state[0], expected)
+        drifted = ops.logical_and(result.success, drifted)
+        result = result._replace(
+            status=ops.where(
+                drifted, int(Status.BACKSOLVE_DRIFT), result.status
+            ),
+            elapsed=start - result.elapsed,
+        )
+        result.check_backward(solve.solution, _REMEDIES, solve.t_span)
+        return pytree.nan_unless(result.success, result.y1)
 
-def _augmented(t: Any, state: Any, f: Callable, params: Any) -> Any:
-    """The slopes of the state, of its cotangent and of the gradient."""
-    y, adj_y, _ = state
-    dy, (vjp_y, vjp_params) = backend.vjp(
-        lambda y, params: f(t, y, params), (y, params), adj_y
-    )
-    minus = structure.map_leaves(ops.negative, (vjp_y, vjp_params))
-    return dy, *minus
+
+class _Augmented(NamedTuple):
+    """Slopes of the state, its cotangent and the gradient of the arguments."""
+
+    f: RightHandSide
+
+    def __call__(self, s: Scalar, state: State, args: Tree) -> State:
+        y, adj_y, _ = state
+        dy, (vjp_y, vjp_args) = backend.vjp(
+            lambda y, args: self.f(s, y, args), (y, args), adj_y
+        )
+        minus = pytree.map_leaves(ops.negative, (vjp_y, vjp_args))
+        return dy, *minus
 
 
-def _astray(y: Any, start: Any, expected: Any) -> Any:
-    """Whether `y`, traced back from `start`, has nothing of the `expected`.
+def _has_drifted(y: State, start: State, expected: State) -> Bool:
+    """Tells whether `y`, traced back from `start`, misses `expected`.
 
-    It is further away than the state is large. An error smaller than that
-    spoils the gradient in proportion; solves of practice come to a few per
-    cent, failed ones to many powers of ten.
+    It does if the error is larger than the state. A smaller error spoils the
+    gradient in proportion. In practice the error is a few per cent in a good
+    solve, and many powers of ten in a failed one.
     """
-    gap = structure.rms_norm(structure.map_leaves(ops.subtract, y, expected))
-    size = structure.larger(
-        structure.rms_norm(start), structure.rms_norm(expected)
-    )
-    return gap > size + 1e-3  # states of about zero
+    gap = pytree.rms_norm(pytree.map_leaves(ops.subtract, y, expected))
+    size = pytree.larger(pytree.rms_norm(start), pytree.rms_norm(expected))
+    return gap > size + 1e-3  # for states of about zero

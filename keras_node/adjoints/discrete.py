@@ -1,54 +1,56 @@
-"""Gradients of the steps that the solver took: discretise, then optimise."""
+"""Gradients of the steps that a solver took: discretise, then optimise."""
 
-from collections.abc import Callable
-from typing import Any
-
-import keras
 from keras import ops
 
 from keras_node import backend
 from keras_node import checks
-from keras_node import dense_output
-from keras_node import structure
+from keras_node import pytree
 from keras_node.adjoints import replay
-from keras_node.dense_output import DenseStep
-from keras_node.interfaces import Adjoint
-from keras_node.interfaces import Solver
-from keras_node.interval import Field
-from keras_node.interval import Interval
-from keras_node.solution import Solution
+from keras_node.adjoints.base import Adjoint
+from keras_node.adjoints.base import Cotangent
+from keras_node.adjoints.base import Solve
+from keras_node.adjoints.tape import Tape
+from keras_node.config import register
+from keras_node.integration import reports
+from keras_node.integration.dense import Dense
+from keras_node.integration.outputs import Output
+from keras_node.integration.outputs import Record
+from keras_node.integration.solver import Solver
+from keras_node.types import State
+from keras_node.types import Tree
 
 
-@keras.saving.register_keras_serializable(package="keras_node")
+@register
 class DiscreteAdjoint(Adjoint):
-    """Gradients by differentiating the steps of the solver themselves.
+    """Adjoint that differentiates the steps of the solver themselves.
 
-    The accepted steps are replayed one by one, last to first, and the
-    cotangent pulled back through each: the exact gradient of the numbers that
-    the solver computed, with the step sizes taken as given. It costs one step
-    and one vector-Jacobian product per accepted step, and nothing for the
-    rejected ones.
+    The accepted steps are replayed one by one, last to first. The cotangent is
+    pulled back through each step. The result is the exact gradient of the
+    numbers that the solver computed, with the step sizes taken as given. It
+    costs one step and one vector-Jacobian product per accepted step. Rejected
+    steps cost nothing.
 
-    The forward pass keeps `checkpoints` states at most. A solve of more steps
-    than that keeps every second one, every fourth and so on, and computes
-    those between again: at most one forward pass more.
+    The forward pass keeps at most `checkpoints` states. A solve of more steps
+    keeps every second state, every fourth and so on. It computes the states
+    between again, which costs at most one more forward pass.
 
-    Needs a solver that keeps a record: every native one.
+    It needs a solver that keeps a record of its steps, as every native one
+    does.
 
     Args:
-        checkpoints: Int, how many states are kept. JAX and XLA reserve the
+        checkpoints: Int, the number of states kept. JAX and XLA reserve the
             memory beforehand: up to `checkpoints + 2 max_steps / checkpoints`
             states, whatever the number of steps taken. With a large
             `max_steps` its square root is a good choice. Defaults to `100`.
-        keep_graphs: Int, of how many steps, the first ones, PyTorch keeps its
-            graph, so that they need not be taken once more: each takes as
-            much memory as the network takes to be trained without an ODE,
-            times the number of stages. Other backends keep none: compiled,
-            a loop would reserve the memory for all steps. Defaults to `8`.
+        keep_graphs: Int, the number of leading steps whose graphs PyTorch
+            keeps, so that these steps need not be taken again. Each graph
+            takes as much memory as training the network without an ODE, times
+            the number of stages. Other backends keep no graphs: a compiled
+            loop would reserve the memory for all steps. Defaults to `8`.
 
     Raises:
         ValueError: If `checkpoints` is not a positive integer below `2**31`,
-            or `keep_graphs` neither such an integer nor `0`.
+            or `keep_graphs` is neither such an integer nor `0`.
 
     Example:
     >>> block = keras_node.ODEBlock(
@@ -70,71 +72,55 @@ class DiscreteAdjoint(Adjoint):
             "keep_graphs", keep_graphs, or_zero=True
         )
 
-    def pullback(
-        self,
-        solver: Solver,
-        f: Callable,
-        t0: float,
-        t1: float,
-        y0: Any,
-        s_eval: Any,
-        solution: Solution,
-        params: Any,
-        adjoint: Solution,
-    ) -> tuple[Any, Any]:
-        path, tape = solution.trajectory, solution.tape
-        interval = Interval.between(t0, t1, solution.t.dtype)
-        g = Field(f, interval)
-        reports = s_eval is not None
+    def outputs(self, solver: Solver) -> tuple[Output, ...]:
+        record = Record(solver.max_steps, self.checkpoints)
+        # Graphs are kept only of steps that the whole batch shares.
+        keep_graphs = 0 if solver.per_sample else self.keep_graphs
+        return record, Tape(keep_graphs)
 
-        def undo(i, y, pointer, adj_y, adj_params):
+    def pullback(
+        self, solve: Solve, cotangent: Cotangent
+    ) -> tuple[State, Tree]:
+        trajectory, pullbacks = solve.kept
+        reporting = solve.s_eval is not None
+        stepper = solve.solver.stepper(dense=reporting, chained=False)
+
+        def undo(i, y, last_report, adj_y, adj_args):
             adj_inside = ()
-            if reports:
-                degree = len(solver.tableau.b_dense[0])
-                pointer, *adj_inside = dense_output.collect(
-                    adjoint.ys,
-                    pointer,
-                    s_eval,
+            if reporting:
+                last_report, *adj_inside = reports.pull(
+                    cotangent.adj_ys,
+                    last_report,
+                    solve.s_eval,
                     ops.equal(i, 0),
-                    DenseStep(*path.step(i), y, [y] * degree),
+                    Dense(*trajectory.step(i), y, [y] * stepper.degree),
                 )
-            cotangent = (adj_y, tuple(adj_inside))
-            kept = tape.pull(i, cotangent) if tape else None
-            if kept is None:
-                kept = _pull(solver, g, path, i, y, params, cotangent)
-            adj_y, vjp_params = kept
-            return pointer, adj_y, structure.add(adj_params, vjp_params)
+            adj_ends = (adj_y, tuple(adj_inside))
+            if pullbacks and i < len(pullbacks):
+                adj_y, vjp_args = pullbacks[i](adj_ends)
+            else:
+                adj_y, vjp_args = _pull(
+                    stepper, solve.f, trajectory, i, y, solve.args, adj_ends
+                )
+            return last_report, adj_y, pytree.add(adj_args, vjp_args)
+
+        plain = solve.solver.stepper(dense=False, chained=False)
 
         def redo(i, y):
-            return _take(solver, g, path, i, y, params)
+            return _take(plain, solve.f, trajectory, i, y, solve.args)
 
-        num_kept = len(tape) if tape else 0
         return replay.backwards(
-            solution, y0, params, adjoint.y1, redo, undo, num_kept
+            solve, trajectory, cotangent.adj_y1, redo, undo, len(pullbacks)
         )
 
 
-@backend.recorded
-def _take(solver, g, path, i, y, params):
-    """The end of step `i`."""
-    return solver.step(structure.Bound(g, (params,)), *path.step(i), y).y1
+@backend.jit
+def _take(stepper, f, trajectory, i, y, args):
+    """Computes the state at the end of step `i`."""
+    return stepper.step(f, *trajectory.step(i), y, (), args).y1
 
 
-@backend.recorded
-def _pull(solver, g, path, i, y, params, cotangent):
-    """The cotangents of the state at the start of step `i`, and of `params`.
-
-    From those of the state at its end, and of its inside if that was reported.
-    """
-    t, dt = path.step(i)
-    reports = bool(cotangent[1])
-
-    def step(y, params):
-        f = structure.Bound(g, (params,))
-        y1, slopes = solver.step(f, t, dt, y, end_slope=reports)
-        if not reports:
-            return y1, ()
-        dense = solver.dense(t, dt, y, slopes)
-        return y1, (dense.y, dense.q)
-
-    return backend.vjp(step, (y, params), cotangent)[1]
+@backend.jit
+def _pull(stepper, f, trajectory, i, y, args, adj_ends):
+    """Pulls the cotangent of the `ends` of step `i` back to its start."""
+    return stepper.pull(f, *trajectory.step(i), y, args, adj_ends)

@@ -1,38 +1,40 @@
 """Gradients by the adjoint equation, with quadrature for the parameters."""
 
-from typing import Any
+from keras_node.adjoints.along_trajectory import AdjointEquation
+from keras_node.adjoints.along_trajectory import AlongTrajectoryAdjoint
+from keras_node.config import register
+from keras_node.integration.outputs import Integral
+from keras_node.integration.solution import Solution
+from keras_node.integration.solver import Solver
+from keras_node.types import Scalar
+from keras_node.types import State
+from keras_node.types import Tree
 
-import keras
 
-from keras_node import structure
-from keras_node.adjoints.recorded import AdjointEquation
-from keras_node.adjoints.recorded import RecordedAdjoint
-from keras_node.interfaces import Solver
-from keras_node.solution import Solution
+@register
+class GaussAdjoint(AlongTrajectoryAdjoint):
+    """Adjoint that finds the gradient of the parameters by quadrature.
 
-
-@keras.saving.register_keras_serializable(package="keras_node")
-class GaussAdjoint(RecordedAdjoint):
-    """Gradients by the adjoint equation, and quadrature for the parameters.
-
-    With `a` the gradient with respect to `y(t)`, only `a` is integrated from
-    `t1` back to `t0`, along the recorded solution, as `InterpolatingAdjoint`
-    does it. The gradient of the parameters is an integral,
+    Let `a` be the gradient with respect to `y(t)`. Only `a` is integrated from
+    `t1` back to `t0`, along the recorded solution, as in
+    `InterpolatingAdjoint`. The gradient `g` of the parameters is an integral:
 
         da/dt = -a (df/dy),    g = integral of a (df/dparams) dt
 
-    taken by Gauss-Legendre quadrature inside each step as it is accepted: 3
+    Gauss-Legendre quadrature computes it inside each accepted step, with 3
     nodes for a method of order 5, instead of 6 stages. Stages and rejected
-    steps do not touch the parameters, which pays off where there are many.
+    steps do not touch the parameters. This pays off where there are many
+    parameters.
 
-    Needs a solver that keeps a record: every native one.
+    It needs a solver that keeps a record of its steps, as every native one
+    does.
 
     Args:
         solver: The `keras_node.solvers.Solver` of the backward pass, a
-            native, adaptive one, or `None` for the one of the forward pass.
-            Defaults to `None`.
-        checkpoints: Int, how many states are kept, as for
-            `DiscreteAdjoint`. Defaults to `100`.
+            native and adaptive one, or `None` for the solver of the forward
+            pass. Defaults to `None`.
+        checkpoints: Int, the number of states kept, as in `DiscreteAdjoint`.
+            Defaults to `100`.
 
     Raises:
         ValueError: If `solver` is not as described, or `checkpoints` is not a
@@ -55,30 +57,30 @@ class GaussAdjoint(RecordedAdjoint):
     _allowed = "adaptive and native"
 
     def _allows(self, solver: Solver) -> bool:
-        return solver.adaptive and solver.records
+        return solver.adaptive and solver.keeps_steps
 
     def _solve(
         self,
         solver: Solver,
         equation: AdjointEquation,
-        duration: Any,
-        adj_y: Any,
-        adj_params: Any,
-    ) -> tuple[Solution, Any, Any]:
+        duration: Scalar,
+        adj_y: State,
+        adj_args: Tree,
+    ) -> tuple[Solution, State, Tree]:
+        order = solver.stepper(dense=True).order
+        integral = Integral(_slope_of_args, adj_args, order, equation)
         result = solver.solve(
-            structure.Bound(_slope, (equation,)),
-            0.0,
-            duration,
-            adj_y,
-            integrand=structure.Bound(_slope_of_params, (equation,)),
-            integral=adj_params,
+            _slope, 0.0, duration, adj_y, equation, (integral,)
         )
-        return result, result.y1, result.integral
+        (adj_args,) = result.outputs
+        return result, result.y1, adj_args
 
 
-def _slope(tau: Any, adj_y: Any, equation: AdjointEquation) -> Any:
+def _slope(tau: Scalar, adj_y: State, equation: AdjointEquation) -> State:
     return equation.slope(tau, adj_y)
 
 
-def _slope_of_params(tau: Any, adj_y: Any, equation: AdjointEquation) -> Any:
-    return equation.slope_of_params(tau, adj_y)
+def _slope_of_args(
+    tau: Scalar, adj_y: State, equation: AdjointEquation
+) -> Tree:
+    return equation.slope_of_args(tau, adj_y)

@@ -1,46 +1,47 @@
 """Gradients by the adjoint equation along the recorded solution."""
 
-from typing import Any
+from keras_node import pytree
+from keras_node.adjoints.along_trajectory import AdjointEquation
+from keras_node.adjoints.along_trajectory import AlongTrajectoryAdjoint
+from keras_node.config import register
+from keras_node.integration.solution import Solution
+from keras_node.integration.solver import Solver
+from keras_node.types import Scalar
+from keras_node.types import State
+from keras_node.types import Tree
 
-import keras
 
-from keras_node import structure
-from keras_node.adjoints.recorded import AdjointEquation
-from keras_node.adjoints.recorded import RecordedAdjoint
-from keras_node.interfaces import Solver
-from keras_node.solution import Solution
+@register
+class InterpolatingAdjoint(AlongTrajectoryAdjoint):
+    """Adjoint that solves the adjoint equation along the recorded solution.
 
-
-@keras.saving.register_keras_serializable(package="keras_node")
-class InterpolatingAdjoint(RecordedAdjoint):
-    """Gradients by solving the adjoint equation along the recorded solution.
-
-    With `a` the gradient with respect to `y(t)`, the state
-    `(a, gradient of the parameters)` is integrated from `t1` back to `t0`:
+    Let `a` be the gradient with respect to `y(t)`, and `g` the gradient of the
+    parameters. The state `(a, g)` is integrated from `t1` back to `t0`:
 
         da/dt = -a (df/dy),    dg/dt = -a (df/dparams)
 
-    The state `y(t)` is that of the forward solve, by the dense output of its
-    steps: it is not integrated again, and where `BacksolveAdjoint` cannot
-    trace it back this adjoint is sound. Each forward step is solved back over
-    for itself, in one step where the tolerances allow it. They apply relative
-    to the size of the gradient: the scale of the loss does not matter. The
-    error of the parameters' gradient has no say. The backward pass takes one
-    step size for the whole batch, even where the forward solver is
+    The dense output of the forward steps gives the state `y(t)`, which is not
+    integrated again. This adjoint is therefore sound where `BacksolveAdjoint`
+    cannot trace the state back. The backward solve covers one forward step at
+    a time, in a single step where the tolerances allow it. The tolerances
+    apply relative to the size of the gradient: the scale of the loss does not
+    matter. The error of `g` does not affect the steps. The backward pass takes
+    one step size for the whole batch, even if the forward solver is
     `per_sample`.
 
-    States are kept and computed again as by `DiscreteAdjoint`, in the same
-    memory. Each forward step is taken once more, and costs at least as many
+    States are kept and computed again as in `DiscreteAdjoint`, in the same
+    memory. Each forward step is taken once more. It costs at least as many
     vector-Jacobian products as the method has stages.
 
-    Needs a solver that keeps a record: every native one.
+    It needs a solver that keeps a record of its steps, as every native one
+    does.
 
     Args:
         solver: The `keras_node.solvers.Solver` of the backward pass, an
-            adaptive one, or `None` for the one of the forward pass. Defaults
-            to `None`.
-        checkpoints: Int, how many states are kept, as for
-            `DiscreteAdjoint`. Defaults to `100`.
+            adaptive one, or `None` for the solver of the forward pass.
+            Defaults to `None`.
+        checkpoints: Int, the number of states kept, as in `DiscreteAdjoint`.
+            Defaults to `100`.
 
     Raises:
         ValueError: If `solver` is not as described, or `checkpoints` is not a
@@ -70,20 +71,21 @@ class InterpolatingAdjoint(RecordedAdjoint):
         self,
         solver: Solver,
         equation: AdjointEquation,
-        duration: Any,
-        adj_y: Any,
-        adj_params: Any,
-    ) -> tuple[Solution, Any, Any]:
+        duration: Scalar,
+        adj_y: State,
+        adj_args: Tree,
+    ) -> tuple[Solution, State, Tree]:
         result = solver.solve(
-            structure.Bound(_slopes, (equation,)),
+            _slopes,
             0.0,
             duration,
-            (adj_y, adj_params),
-            norm=structure.RmsNorm(num_parts=1),
+            (adj_y, adj_args),
+            equation,
+            norm=pytree.RmsNorm(num_parts=1),
         )
         return result, *result.y1
 
 
-def _slopes(tau: Any, state: Any, equation: AdjointEquation) -> Any:
+def _slopes(tau: Scalar, state: State, equation: AdjointEquation) -> State:
     adj_y, _ = state
     return equation.slopes(tau, adj_y)

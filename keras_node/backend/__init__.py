@@ -1,92 +1,106 @@
-"""What `keras.ops` lacks: derivatives inside and around a solve, and buffers.
+"""Operations that `keras.ops` lacks: derivatives in and of a solve, buffers.
 
-One module per framework, each with the same functions:
+Each framework has one module, with the same functions:
 
 `vjp(f, args, cotangent)`
     Evaluates `f(*args)`, where `args` is a tuple of structures of float
-    tensors, and returns it with the cotangents of `args`.
+    tensors. Returns the result and the cotangents of `args`.
 
 `hoist(f, args, identity, closed)`
-    Makes an argument of what `f` reads besides `args`, tensors held by closures
-    and attributes, and returns it as a `Hoisted`. Where `closed` is true, that
-    is known to be nothing; otherwise `f(*args)` is evaluated once, to see. A
-    `ValueError` names what has a gradient and cannot be an argument. `identity`
-    is something hashable that stands for what `f` computes, or `None`.
+    Makes arguments of the tensors that `f` reads besides `args`, by closures
+    and attributes. Returns a `Hoisted`. If `closed` is true, `f` is known to
+    read none. Otherwise `f(*args)` is evaluated once, to find them. A
+    `ValueError` names those with a gradient that cannot be arguments.
+    `identity` is a hashable that stands for what `f` computes, or `None`.
 
-`custom_vjp(forward, backward, identity)`
-    Gives a function its own gradient. From
+`custom_vjp(forward, backward, key)`
+    Gives a function its own gradient. Makes
+    `function(args, constants) -> outputs` from
     `forward(args, constants, keeps) -> (outputs, residuals)` and
-    `backward(residuals, cotangent) -> cotangents of args`, with `cotangent` of
-    the structure of `outputs`, makes `function(args, constants) -> outputs`.
-    No gradient flows to `constants`. Where `keeps` is false there will be no
-    backward pass, and the residuals are not used. `identity` stands for both
-    functions, or is `None`: what was compiled for one call serves the next.
+    `backward(residuals, cotangent) -> cotangents of args`. `cotangent` has the
+    structure of `outputs`. No gradient flows to `constants`. If `keeps` is
+    false there is no backward pass, and the residuals are not used. `key` holds
+    all that the functions depend on. If it is a value in the sense of `values`,
+    code that was compiled for one call serves the next.
 
 `add_scaled(x, factor, y)`
-    `x + factor * y`, for a float or a tensor `factor`.
+    Computes `x + factor * y`, for a float or a tensor `factor`.
 
 `scatter(buffer, indices, updates)`
-    As `keras.ops.scatter_update`, but may write into `buffer` itself, whose
-    old value is then lost.
+    Does the same as `keras.ops.scatter_update`, but may write into `buffer`
+    itself, whose old value is then lost.
 
 `new_list(like, size)`, `set_item(items, i, x)`, `get_item(items, i, like)`
-    A list of `size` tensors like `like`, written and read at a scalar tensor
-    `i`. An item that was never written is undefined. `set_item` may write
-    into `items` itself.
+    Make, write and read a list of `size` tensors like `like`. The index `i` is
+    a scalar tensor. An item that was never written is undefined. `set_item`
+    may write into `items` itself.
 
 `value(x)`
-    The tensor `x` as a NumPy array, or `None` where it is being traced and has
-    no value yet.
+    Returns the tensor `x` as a NumPy array, or `None` where it is being traced
+    and has no value yet.
 
 `full_products()`
-    A context manager, and so a decorator, in which float32 products are
-    computed in float32 and not in TF32, as GPUs do; where the framework has no
-    such scope, or the user has chosen, it leaves them as they are.
+    Makes a context manager, which is also a decorator. In it, float32 products
+    are computed in float32, and not in TF32 as on GPUs. It changes nothing
+    where the framework has no such scope, or where the user has chosen.
 
 `eps_of_products()`
-    The spacing of floats at 1 in which float32 products are computed there.
-
-`new_tape(size, params)`
-    A `Tape` that keeps the graphs of the first `size` steps of a solve; `()`
-    where there is none.
+    Returns the precision of float32 products in that scope, as the spacing of
+    floats at 1.
 
 `while_loop(cond, body, loop_vars)`
-    As `keras.ops.while_loop`, for a tuple of structures of tensors.
+    Does the same as `keras.ops.while_loop`. Where `jit` captures, a `body`
+    that is a `functools.partial` of a function is captured, too.
 
-`recorded(f)`
-    A decorator for a pure function of structures of tensors, which is called
-    often and so may be recorded. What else is among its arguments must tell
-    what it is: numbers, strings and functions of ours, which close over
-    nothing, do; other objects have a method `identity()` that returns
-    something hashable, or `None`. Where one does not tell, `f` is called.
+The other functions are hooks. `defaults` holds the ones that do nothing:
+
+`jit(f)`
+    Decorates a function that is called often. Where operations run eagerly, the
+    function is captured as a graph. Its arguments are structures of tensors and
+    of values. A graph serves all calls whose values are equal, by `__eq__` and
+    `__hash__`. Where the caller compiles, `f` itself is returned.
+
+`with_pullback(f, ends, inputs)`
+    Evaluates `f(*inputs)`. `ends` selects the part of the result that has a
+    derivative. Returns the result and the pullback of that part, from its
+    cotangent to the cotangents of `inputs`. It exists only where
+    `keeps_pullbacks` is true. There a pullback may leave a loop.
 
 `uncompiled(f)`
-    A decorator for a function that is left out where `torch.compile` compiles
-    what calls it.
+    Decorates a function that is left out where `torch.compile` compiles its
+    caller.
 """
 
 import importlib
 
 import keras
 
+from keras_node.backend import defaults
 from keras_node.backend.hoisted import Hoisted as Hoisted
 
 _framework = importlib.import_module(
     f"keras_node.backend.{keras.backend.backend()}"
 )
 
+
+def _hook(name):
+    return getattr(_framework, name, getattr(defaults, name))
+
+
 vjp = _framework.vjp
 hoist = _framework.hoist
 custom_vjp = _framework.custom_vjp
-add_scaled = _framework.add_scaled
 scatter = _framework.scatter
 new_list = _framework.new_list
 set_item = _framework.set_item
 get_item = _framework.get_item
 value = _framework.value
-full_products = _framework.full_products
 eps_of_products = _framework.eps_of_products
-new_tape = _framework.new_tape
-while_loop = _framework.while_loop
-recorded = _framework.recorded
-uncompiled = _framework.uncompiled
+
+add_scaled = _hook("add_scaled")
+while_loop = _hook("while_loop")
+full_products = _hook("full_products")
+jit = _hook("jit")
+with_pullback = _hook("with_pullback")
+keeps_pullbacks = _hook("keeps_pullbacks")
+uncompiled = _hook("uncompiled")

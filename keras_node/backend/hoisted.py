@@ -1,19 +1,19 @@
-"""What `hoist` returns."""
+"""The result of `hoist`."""
 
 from collections.abc import Callable
-from typing import Any
+from collections.abc import Hashable
 from typing import NamedTuple
 
 
 class Hoisted(NamedTuple):
-    """A function whose every tensor is an argument."""
+    """Function whose every tensor is an argument."""
 
     f: Callable  # of (args, floats, others)
-    floats: list  # what it read beside its arguments and has a gradient
-    others: list  # what else it read
-    identity: Any  # hashable: equal, if the functions are; or `None`
+    floats: list  # tensors that it read beside `args`, with a gradient
+    others: list  # other tensors that must be arguments
+    identity: Hashable  # equal if the functions are equal; or `None`
 
 
-def as_it_is(f: Callable, identity: Any) -> Hoisted:
-    """For a function that reads its arguments alone."""
+def as_it_is(f: Callable, identity: Hashable) -> Hoisted:
+    """Wraps a function that reads its arguments alone."""
     return Hoisted(lambda args, floats, others: f(*args), [], [], identity)

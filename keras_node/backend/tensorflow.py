@@ -1,28 +1,23 @@
 """Derivatives in TensorFlow: eager, in graphs and under XLA."""
 
-import contextlib
 import functools
 from collections.abc import Callable
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Hashable
 
-import keras
 import numpy as np
 import tensorflow as tf
 from keras import tree
 
-# TensorFlow has no public way to tell.
-from tensorflow.python.eager.record import should_record_backprop
-from tensorflow.python.framework.ops import EagerTensor
-from tensorflow.python.saved_model.save_context import in_save_context
-
+from keras_node.backend import _private
 from keras_node.backend.hoisted import Hoisted
 from keras_node.backend.hoisted import as_it_is
 from keras_node.backend.precisions import EPS_FLOAT32
 from keras_node.backend.precisions import EPS_TF32
+from keras_node.types import Tensor
+from keras_node.types import Tree
 
 
-def vjp(f: Callable, args: tuple, cotangent: Any) -> tuple[Any, tuple]:
+def vjp(f: Callable, args: tuple, cotangent: Tree) -> tuple[Tree, tuple]:
     args = _apart(args)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(tree.flatten(args))
@@ -36,8 +31,8 @@ def vjp(f: Callable, args: tuple, cotangent: Any) -> tuple[Any, tuple]:
     return out, tree.pack_sequence_as(args, gradients)
 
 
-def _apart(args: Any) -> Any:
-    """The tensors, each in one place: a tape would take them for one."""
+def _apart(args: Tree) -> Tree:
+    """Copies repeated tensors: a tape would take all places for one."""
     seen = set()
 
     def apart(x):
@@ -49,7 +44,9 @@ def _apart(args: Any) -> Any:
     return tree.map_structure(apart, args)
 
 
-def hoist(f: Callable, args: tuple, identity: Any, closed: bool) -> Hoisted:
+def hoist(
+    f: Callable, args: tuple, identity: Hashable, closed: bool
+) -> Hoisted:
     if closed:
         return as_it_is(f, None)
     flat = [tf.convert_to_tensor(x) for x in tree.flatten(args)]
@@ -78,22 +75,22 @@ def hoist(f: Callable, args: tuple, identity: Any, closed: bool) -> Hoisted:
     return Hoisted(evaluate, [captured[i] for i in places], [], None)
 
 
-def _may_move(x: Any) -> bool:
-    """Whether a gradient may be taken by what the tensor depends on."""
+def _may_move(x: Tensor) -> bool:
+    """Tells whether the tensor may depend on the inputs of a gradient."""
     if not x.dtype.is_floating:
         return False
     if tf.executing_eagerly():
-        return should_record_backprop([x])
-    return isinstance(x, EagerTensor) or x.op.type != "Const"
+        return _private.should_record_backprop([x])
+    return isinstance(x, _private.EagerTensor) or x.op.type != "Const"
 
 
 def custom_vjp(
-    forward: Callable, backward: Callable, identity: Any = None
+    forward: Callable, backward: Callable, key: Hashable = None
 ) -> Callable:
     def function(args, constants):
         # Only tensors may enter: `tf.custom_gradient` refuses a function that
-        # reads a variable, here or in the graph behind a captured tensor. And
-        # tensors of this very graph: the gradient of a branch in a branch
+        # reads a variable, here or in the graph behind a captured tensor. They
+        # must be of this very graph: the gradient of a branch in a branch
         # finds no others.
         inputs = [tf.identity(x) for x in tree.flatten((args, constants))]
         structure = None
@@ -108,9 +105,9 @@ def custom_vjp(
 
             def gradient(*cotangent):
                 kept = residuals
-                if in_save_context():
+                if _private.in_save_context():
                     # A SavedModel cannot hand over the lists of the forward
-                    # solve: there, the gradient solves anew.
+                    # solve. There, the gradient solves again.
                     _, kept = forward(
                         *tree.pack_sequence_as((args, constants), list(inputs)),
                         True,
@@ -128,31 +125,27 @@ def custom_vjp(
     return function
 
 
-def _dense(x: Any, adj_x: Any) -> Any:
-    """The cotangent of `x` as a tensor.
+def _dense(x: Tensor, adj_x: Tensor | None) -> Tensor:
+    """Returns the cotangent of `x` as a dense tensor.
 
-    It is sparse where `x` was gathered from, and `None` for integers in the
-    gradient of a graph: of a loop, a branch, a `tf.function`.
+    The cotangent is sparse where `x` was gathered from. It is `None` for
+    integers in the gradient of a graph: a loop, a branch or a `tf.function`.
     """
     return tf.zeros_like(x) if adj_x is None else tf.convert_to_tensor(adj_x)
 
 
-def add_scaled(x: Any, factor: Any, y: Any) -> Any:
-    return x + factor * y
-
-
-def scatter(buffer: Any, indices: Any, updates: Any) -> Any:
-    # TensorFlow refuses to write nothing: not even that, then.
+def scatter(buffer: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
+    # TensorFlow refuses empty updates, unless there are no indices either.
     rows = tf.minimum(tf.shape(indices)[0], tf.size(updates))
     indices, updates = indices[:rows], updates[:rows]
     return tf.tensor_scatter_nd_update(buffer, indices, updates)
 
 
-# A list of tensors: written as one tensor, all of it would be copied for each
-# row. `tf.TensorArray` is the same, but complains where none of it is read.
+# Lists of tensors: as one tensor, all of it would be copied for each row.
+# `tf.TensorArray` is the same, but complains where it is never read.
 
 
-def new_list(like: Any, size: int) -> Any:
+def new_list(like: Tensor, size: int) -> Tensor:
     return tf.raw_ops.TensorListReserve(
         element_shape=_known_shape(like),
         num_elements=size,
@@ -160,11 +153,11 @@ def new_list(like: Any, size: int) -> Any:
     )
 
 
-def set_item(items: Any, i: Any, x: Any) -> Any:
+def set_item(items: Tensor, i: Tensor, x: Tensor) -> Tensor:
     return tf.raw_ops.TensorListSetItem(input_handle=items, index=i, item=x)
 
 
-def get_item(items: Any, i: Any, like: Any) -> Any:
+def get_item(items: Tensor, i: Tensor, like: Tensor) -> Tensor:
     item = tf.raw_ops.TensorListGetItem(
         input_handle=items,
         index=i,
@@ -174,19 +167,14 @@ def get_item(items: Any, i: Any, like: Any) -> Any:
     return tf.ensure_shape(item, like.shape)
 
 
-def _known_shape(x: Any) -> Any:
+def _known_shape(x: Tensor) -> Tensor:
     return tf.constant([-1 if n is None else n for n in x.shape], tf.int32)
 
 
-def value(x: Any) -> np.ndarray | None:
+def value(x: Tensor) -> np.ndarray | None:
     if isinstance(x, tf.Variable) and not tf.executing_eagerly():
-        return None  # it has `numpy` there, too
+        return None  # it has a `numpy` method in a graph, too
     return x.numpy() if hasattr(x, "numpy") else None
-
-
-@contextlib.contextmanager
-def full_products() -> Iterator[None]:
-    yield  # TensorFlow has one switch for the whole process
 
 
 def eps_of_products() -> float:
@@ -197,23 +185,8 @@ def eps_of_products() -> float:
 
 @functools.cache
 def _has_tf32() -> bool:
-    """Whether there is a GPU of NVIDIA's Ampere generation or later."""
+    """Tells whether there is a GPU of NVIDIA's Ampere generation or later."""
     details = tf.config.experimental.get_device_details
     gpus = tf.config.list_physical_devices("GPU")
     found = [details(gpu).get("compute_capability", (0,)) for gpu in gpus]
     return any(capability >= (8,) for capability in found)
-
-
-while_loop = keras.ops.while_loop
-
-
-def new_tape(size: int, params: Any) -> tuple:
-    return ()  # what is kept in a compiled loop is reserved beforehand
-
-
-def recorded(f: Callable) -> Callable:
-    return f  # compiled, all of it is
-
-
-def uncompiled(f: Callable) -> Callable:
-    return f

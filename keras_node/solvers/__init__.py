@@ -2,18 +2,18 @@
 
 from typing import Any
 
-from keras_node import checks
-from keras_node.interfaces import Solver
-from keras_node.solvers.adaptive import Bosh3
-from keras_node.solvers.adaptive import Dopri5
-from keras_node.solvers.adaptive import DormandPrince
-from keras_node.solvers.adaptive import Tsit5
+from keras_node import registry
+from keras_node.integration.solver import Solver
+from keras_node.solvers.bosh3 import Bosh3
+from keras_node.solvers.dopri5 import Dopri5
+from keras_node.solvers.dormand_prince import DormandPrince
 from keras_node.solvers.fixed import RK4
 from keras_node.solvers.fixed import Euler
 from keras_node.solvers.fixed import Heun
 from keras_node.solvers.fixed import Midpoint
+from keras_node.solvers.tsit5 import Tsit5
 
-ALL = {
+ALL: dict[str, type[Solver]] = {
     "dormand_prince": DormandPrince,
     "dopri5": Dopri5,
     "tsit5": Tsit5,
@@ -39,4 +39,4 @@ def get(identifier: str | dict | Solver, **kwargs: Any) -> Solver:
         ValueError: If `identifier` is none of these, or is no name and comes
             with `kwargs`.
     """
-    return checks.lookup("solver", identifier, ALL, Solver, **kwargs)
+    return registry.get("solver", identifier, ALL, Solver, **kwargs)

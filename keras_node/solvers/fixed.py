@@ -1,19 +1,18 @@
-"""The solvers of fixed step: a tableau each."""
+"""The solvers of fixed step size."""
 
-import keras
+from fractions import Fraction as Q
 
-from keras_node import tableau
-from keras_node.step_control import FixedRungeKutta
+from keras_node.config import register
+from keras_node.solvers.runge_kutta import FixedRungeKutta
+from keras_node.solvers.tableau import Tableau
 
-_register = keras.saving.register_keras_serializable(package="keras_node")
 
-
-@_register
+@register
 class Euler(FixedRungeKutta):
     """Euler's method, in steps of equal length.
 
-    Explicit, of order 1: one evaluation of the right-hand side per step. With
-    one step it is a residual connection.
+    Explicit method of order 1: one evaluation of the right-hand side per step.
+    With one step it is a residual connection.
 
     Args:
         num_steps: Int, the number of steps. Defaults to `10`.
@@ -31,14 +30,14 @@ class Euler(FixedRungeKutta):
           2nd edition, section I.7
     """
 
-    tableau = tableau.EULER
+    tableau = Tableau(order=1, c=(0,), a=((),), b=(1,))
 
 
-@_register
+@register
 class Midpoint(FixedRungeKutta):
     """The explicit midpoint method, in steps of equal length.
 
-    Of order 2: two evaluations of the right-hand side per step.
+    Method of order 2: two evaluations of the right-hand side per step.
 
     Args:
         num_steps: Int, the number of steps. Defaults to `10`.
@@ -57,10 +56,10 @@ class Midpoint(FixedRungeKutta):
           2nd edition, section II.1, "Runge's method"
     """
 
-    tableau = tableau.MIDPOINT
+    tableau = Tableau(order=2, c=(0, Q(1, 2)), a=((), (Q(1, 2),)), b=(0, 1))
 
 
-@_register
+@register
 class Heun(FixedRungeKutta):
     """Heun's method of order 2, in steps of equal length.
 
@@ -84,14 +83,14 @@ class Heun(FixedRungeKutta):
           2nd edition, section II.1
     """
 
-    tableau = tableau.HEUN
+    tableau = Tableau(order=2, c=(0, 1), a=((), (1,)), b=(Q(1, 2), Q(1, 2)))
 
 
-@_register
+@register
 class RK4(FixedRungeKutta):
     """The classical Runge-Kutta method, in steps of equal length.
 
-    Of order 4: four evaluations of the right-hand side per step.
+    Method of order 4: four evaluations of the right-hand side per step.
 
     Args:
         num_steps: Int, the number of steps. Defaults to `10`.
@@ -109,4 +108,9 @@ class RK4(FixedRungeKutta):
           2nd edition, section II.1, "the" Runge-Kutta method
     """
 
-    tableau = tableau.RK4
+    tableau = Tableau(
+        order=4,
+        c=(0, Q(1, 2), Q(1, 2), 1),
+        a=((), (Q(1, 2),), (0, Q(1, 2)), (0, 0, 1)),
+        b=(Q(1, 6), Q(1, 3), Q(1, 3), Q(1, 6)),
+    )

@@ -194,7 +194,7 @@ PROBLEMS |= {
 
 
 def ours(name, f, y0, tolerance):
-    def g(t, y):
+    def g(t, y, args):
         slope = f(float(t), ops.convert_to_numpy(y)[0].copy())
         return ops.convert_to_tensor(slope[None], "float64")
 

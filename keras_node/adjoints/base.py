@@ -1,0 +1,182 @@
+"""The contract of an adjoint, and the solve that it differentiates."""
+
+import abc
+from collections.abc import Callable
+from typing import NamedTuple
+
+from keras_node import backend
+from keras_node import pytree
+from keras_node.config import Config
+from keras_node.integration.interval import ElapsedField
+from keras_node.integration.interval import Interval
+from keras_node.integration.outputs import Output
+from keras_node.integration.outputs import ReportAt
+from keras_node.integration.solution import Solution
+from keras_node.integration.solution import is_concretely_false
+from keras_node.integration.solver import Solver
+from keras_node.types import Norm
+from keras_node.types import RightHandSide
+from keras_node.types import Scalar
+from keras_node.types import State
+from keras_node.types import Tensor
+from keras_node.types import Tree
+
+
+class Solve(NamedTuple):
+    """Forward solve, as its backward pass sees it."""
+
+    solver: Solver
+    f: RightHandSide  # dy/ds in elapsed time, of (s, y, args)
+    t_span: tuple  # the ends of the interval, as floats
+    y0: State
+    args: Tree  # what the solve is differentiated by, beside `y0`
+    s_eval: Tensor | None  # the times to report, elapsed since `t0`
+    num_reported: Tensor  # how many of them were reached
+    solution: Solution
+    kept: tuple  # the results of `Adjoint.outputs`
+
+    @property
+    def span(self) -> float:
+        """Length of the interval."""
+        return abs(self.t_span[1] - self.t_span[0])
+
+
+class Cotangent(NamedTuple):
+    """Cotangents of the results of a solve."""
+
+    adj_y1: State
+    adj_ys: State  # (T, batch, ...), or () without reports
+
+
+class Adjoint(Config, abc.ABC):
+    """Method that computes the gradient of a solve.
+
+    An adjoint that `needs_steps` goes with a solver that `keeps_steps`.
+    """
+
+    needs_steps: bool = True
+
+    def outputs(self, solver: Solver) -> tuple[Output, ...]:
+        """Lists the outputs of the forward solve that `pullback` needs."""
+        return ()
+
+    @abc.abstractmethod
+    def pullback(
+        self, solve: Solve, cotangent: Cotangent
+    ) -> tuple[State, Tree]:
+        """Pulls a cotangent back through a solve.
+
+        Returns:
+            The cotangents `(adj_y0, adj_args)`; all are NaN where they cannot
+            be computed.
+        """
+
+    def integrate(
+        self,
+        solver: Solver,
+        f: Callable,
+        t0: float,
+        t1: float,
+        y0: State,
+        args: Tree,
+        frozen: Tree = (),
+        s_eval: Tensor | None = None,
+        norm: Norm | None = None,
+    ) -> Solution:
+        """Solves `y(t0) = y0`, differentiable with respect to `y0` and `args`.
+
+        Args:
+            solver: A `Solver`.
+            f: The right-hand side, `f(t, y, args, frozen)`.
+            t0: Float, the initial time.
+            t1: Float, the final time.
+            y0: The initial state.
+            args: Structure of tensors to differentiate by.
+            frozen: Structure of tensors that no gradient flows to. Everything
+                that `f` reads must be an argument: a framework may run the
+                backward pass where the values in a closure are gone.
+            s_eval: Times to report, as `ReportAt` takes them.
+            norm: The norm of a state in the forward solve.
+
+        Returns:
+            A `Solution`, differentiable in `y1` and `ys`.
+        """
+        reports = s_eval is not None
+
+        @backend.full_products()
+        def forward(inputs, constants, keeps):
+            y0, args = inputs
+            frozen, times = constants
+            outputs = (ReportAt(times),) if reports else ()
+            if keeps:
+                outputs += self.outputs(solver)
+            solution = solver.solve(
+                _Frozen(f, frozen), t0, t1, y0, args, outputs, norm
+            )
+            kept, solution = solution.outputs, solution._replace(outputs=())
+            num_reported = ()
+            if reports:
+                (ys, num_reported), *kept = kept
+                solution = solution._replace(ys=ys)
+            kept = (num_reported, *kept)
+            return solution, (y0, args, constants, solution, kept)
+
+        @backend.full_products()
+        def backward(residuals, cotangent):
+            y0, args, (frozen, times), solution, kept = residuals
+            interval = Interval.between(t0, t1, solution.t.dtype)
+            solve = Solve(
+                solver=solver,
+                f=ElapsedField(_Frozen(f, frozen), interval),
+                t_span=(t0, t1),
+                y0=y0,
+                args=args,
+                s_eval=times if reports else None,
+                num_reported=kept[0],
+                solution=solution,
+                kept=tuple(kept[1:]),
+            )
+            return self._scaled(solve, Cotangent(cotangent.y1, cotangent.ys))
+
+        key = (self, solver, f, t0, t1, reports, norm)
+        constants = (frozen, s_eval if reports else ())
+        function = backend.custom_vjp(forward, backward, key)
+        return function((y0, args), constants)
+
+    def _scaled(self, solve: Solve, cotangent: Cotangent) -> tuple[State, Tree]:
+        """Pulls back a cotangent of size 1, and scales the result.
+
+        The adjoint equation is linear. Its error is judged relative to its
+        size, so that the scale of the loss does not matter. With that scale,
+        dynamics in half precision would overflow.
+        """
+        finite, scale, cotangent = _unit(cotangent)
+        if is_concretely_false(finite):
+            # The loss is to blame, not the backward solve.
+            return pytree.full_like((solve.y0, solve.args), float("nan"))
+        finite, gradients = _times(scale, self.pullback(solve, cotangent))
+        solve.solution.check_gradients(finite)
+        return gradients
+
+
+class _Frozen(NamedTuple):
+    """Right-hand side `f(t, y, args)`, with `frozen` filled in."""
+
+    f: Callable  # of (t, y, args, frozen)
+    frozen: Tree
+
+    def __call__(self, t: Scalar, y: State, args: Tree) -> State:
+        return self.f(t, y, args, self.frozen)
+
+
+@backend.jit
+def _unit(cotangent):
+    """Tells whether cotangents are finite, and divides them by their size."""
+    return pytree.all_finite(cotangent), *pytree.unit(cotangent)
+
+
+@backend.jit
+def _times(scale, gradients):
+    """Tells whether gradients are finite, and multiplies them by `scale`."""
+    finite = pytree.all_finite(gradients)
+    return finite, tuple(pytree.scale(scale, x) for x in gradients)
