@@ -75,14 +75,14 @@ class Answer(NamedTuple):
     adj_p: np.ndarray
 
 
+@np.errstate(all="ignore")
 def _answer(end: Callable, y0: np.ndarray) -> Answer:
     y0 = y0.astype("float64")
-    with np.errstate(all="ignore"):
-        y1 = end(y0, 1.0)
-        # Differences, wide enough not to drown beside a huge end.
-        h = 1e-6 * np.maximum(1, np.where(np.isfinite(y1), np.abs(y1), 0))
-        adj_y0 = (end(y0 + h, 1.0) - end(y0 - h, 1.0)) / (2 * h)
-        adj_p = (end(y0, 1 + 1e-6) - end(y0, 1 - 1e-6)) / 2e-6
+    y1 = end(y0, 1.0)
+    # Differences, wide enough not to drown beside a huge end.
+    h = 1e-6 * np.maximum(1, np.where(np.isfinite(y1), np.abs(y1), 0))
+    adj_y0 = (end(y0 + h, 1.0) - end(y0 - h, 1.0)) / (2 * h)
+    adj_p = (end(y0, 1 + 1e-6) - end(y0, 1 - 1e-6)) / 2e-6
     adj_y0, adj_p = (np.where(np.isinf(y1), y1, x) for x in (adj_y0, adj_p))
     return Answer(y1, adj_y0, np.sum(adj_p))
 

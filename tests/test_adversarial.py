@@ -154,10 +154,9 @@ def error_ratio(value: Any, truth: Any, size: Any) -> float:
 
     NaN and infinity declare a failure: they have none.
     """
-    with np.errstate(all="ignore"):
-        error = np.abs(value - truth) / (
-            ATOL + RTOL * np.maximum(size, np.abs(truth))
-        )
+    error = np.abs(value - truth) / (
+        ATOL + RTOL * np.maximum(size, np.abs(truth))
+    )
     # From a start that is off by the error allowed, `y' = y^2` does not reach
     # its pole at t = 1.
     huge = np.isinf(truth) & (np.abs(value) > 1 / (FACTOR * RTOL))
@@ -167,6 +166,7 @@ def error_ratio(value: Any, truth: Any, size: Any) -> float:
     return np.max(error, where=np.isfinite(value), initial=0.0)
 
 
+@np.errstate(all="ignore")
 def error_ratios(found: Answer, truth: Answer, start: Any) -> list[float]:
     """Those of the end and of the gradients, whose size is that of all."""
     sizes = [np.abs(start)]
