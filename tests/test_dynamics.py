@@ -420,9 +420,7 @@ def test_kinetic_energy_is_the_integral_of_the_squared_slope(solver):
 
 @pytest.mark.parametrize(
     "solver, adjoint",
-    slow_unless(
-        lambda *pair: pair == ADJOINTS[0] or pair[1] == "discrete", ADJOINTS
-    ),
+    slow_unless(lambda *pair: pair[1] == "discrete", ADJOINTS),
 )
 def test_kinetic_regularizer_adds_the_energy_to_the_loss(solver, adjoint):
     # With y' = k y, energy E = x^2 k (e^2k - 1) / 2 and dE/dk by hand.

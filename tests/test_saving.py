@@ -191,6 +191,11 @@ printed = io.StringIO()
 import keras
 with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
     import keras_node
+    floatx = keras.config.floatx()
+    keras.config.set_floatx("float64")  # may still be chosen
+    assert keras.layers.Dense(2).compute_dtype == "float64"
+    keras.config.set_floatx(floatx)
+    keras.config.set_dtype_policy(floatx)
     block = keras_node.ODEBlock(keras.layers.Dense(2))
     block.build((None, 2))
 assert not printed.getvalue(), printed.getvalue()

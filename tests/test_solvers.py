@@ -307,6 +307,7 @@ def test_what_is_compiled_does_not_grow_with_the_number_of_reports(name):
     assert abs(size(3) - size(300)) <= 2
 
 
+@slow_on("jax")
 @pytest.mark.parametrize(
     "name, how",
     slow_unless(

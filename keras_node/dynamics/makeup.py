@@ -1,5 +1,6 @@
 """The makeup of a Keras layer: the parts that its calls depend on."""
 
+import functools
 import weakref
 from typing import Any
 
@@ -20,10 +21,16 @@ _OWN = (
 _OPERATIONS = (*_OWN, "keras.src.ops.")
 _ACTIVATIONS = ("keras.src.activations.", "keras.src.ops.", "keras.src.layers.")
 _PLAIN = {bool, int, float, str, bytes, type(None)}
-# Attributes that Keras itself sets in every layer. No call depends on them.
-_NOTES = {*vars(keras.layers.Layer(name="any")), "_build_shapes_dict"}
-
 _identities: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+@functools.cache
+def _notes() -> set[str]:
+    """Lists the attributes that Keras sets in every layer.
+
+    No call depends on them. A layer made on import would fix Keras's policy.
+    """
+    return {*vars(keras.layers.Layer(name="any")), "_build_shapes_dict"}
 
 
 def identity(layer: keras.layers.Layer, *key: Any) -> object | None:
@@ -57,7 +64,7 @@ def _makeup(layer: keras.layers.Layer) -> tuple | None:
         policy = inner.dtype_policy.name
         makeup.append((policy, inner.autocast, inner.trainable))
         for name, value in vars(inner).items():
-            if name in _NOTES:
+            if name in _notes():
                 continue
             if name.endswith("activation") and value is not None:
                 module = getattr(value, "__module__", type(value).__module__)
