@@ -164,10 +164,10 @@ def unit(y: State) -> tuple[Scalar, State]:
 
 
 def _peak(y: State) -> Scalar:
-    peak = 0.0
-    for leaf in leaves(y):
-        top = ops.max(ops.abs(leaf), initial=0.0)
-        peak = larger(top, ops.full_like(top, peak))
+    tops = [ops.max(ops.abs(leaf), initial=0.0) for leaf in leaves(y)]
+    peak = ops.zeros_like(tops[0])
+    for top in tops:
+        peak = larger(top, peak)
     return peak
 
 

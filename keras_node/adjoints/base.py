@@ -113,17 +113,14 @@ class Adjoint(Config, abc.ABC):
             solution = solver.solve(
                 _Frozen(f, frozen), t0, t1, y0, args, outputs, norm
             )
-            kept, solution = solution.outputs, solution._replace(outputs=())
-            num_reported = ()
-            if reports:
-                (ys, num_reported), *kept = kept
-                solution = solution._replace(ys=ys)
-            kept = (num_reported, *kept)
-            return solution, (y0, args, constants, solution, kept)
+            solution, num_reported, kept = _split(solution, reports)
+            residuals = (y0, args, constants, solution, num_reported, kept)
+            return solution, residuals
 
         @backend.full_products()
         def backward(residuals, cotangent):
-            y0, args, (frozen, times), solution, kept = residuals
+            y0, args, constants, solution, num_reported, kept = residuals
+            frozen, times = constants
             interval = Interval.between(t0, t1, solution.t.dtype)
             solve = Solve(
                 solver=solver,
@@ -132,9 +129,9 @@ class Adjoint(Config, abc.ABC):
                 y0=y0,
                 args=args,
                 s_eval=times if reports else None,
-                num_reported=kept[0],
+                num_reported=num_reported,
                 solution=solution,
-                kept=tuple(kept[1:]),
+                kept=kept,
             )
             return self._scaled(solve, Cotangent(cotangent.y1, cotangent.ys))
 
@@ -167,6 +164,20 @@ class _Frozen(NamedTuple):
 
     def __call__(self, t: Scalar, y: State, args: Tree) -> State:
         return self.f(t, y, args, self.frozen)
+
+
+def _split(solution: Solution, reports: bool) -> tuple[Solution, Tree, Tree]:
+    """Splits a solution from the results of its outputs.
+
+    Returns:
+        The solution, with the reports if there are any, the number of reports,
+        and the results of the outputs that the adjoint asked for.
+    """
+    kept, solution = solution.outputs, solution._replace(outputs=())
+    if not reports:
+        return solution, (), kept
+    (ys, num_reported), *others = kept
+    return solution._replace(ys=ys), num_reported, tuple(others)
 
 
 @backend.jit

@@ -46,27 +46,6 @@ def backwards(
         The cotangents `(adj_y0, adj_args)`; NaN where the solve failed.
     """
     y0 = solve.y0
-
-    def undo_segment(end, states, *carry):
-        """Goes back to the checkpoint before step `end`."""
-        start, y = trajectory.start(end, like=y0)
-        states = set_item(states, start * 0, y)
-
-        def forth(i, states, y):
-            y = redo(i, y)
-            return i + 1, set_item(states, i + 1 - start, y), y
-
-        def back(i, *carry):
-            return i - 1, *undo(i, get_item(states, i - start, like=y0), *carry)
-
-        _, states, _ = backend.while_loop(
-            lambda i, *_: i < end - 1, forth, (start, states, y)
-        )
-        _, *carry = backend.while_loop(
-            lambda i, *_: i >= start, back, (end - 1, *carry)
-        )
-        return start, states, *carry
-
     last_report: Any = trajectory.num_steps * 0
     if solve.s_eval is not None:
         last_report = solve.num_reported - 1
@@ -78,7 +57,7 @@ def backwards(
     )
     end, _, *carry = backend.while_loop(
         lambda end, *_: end > num_kept,
-        undo_segment,
+        lambda *carry: _undo_segment(trajectory, redo, undo, y0, *carry),
         (trajectory.num_steps, *carry),
     )
     if num_kept:
@@ -89,6 +68,27 @@ def backwards(
         )
     _, *gradients = carry
     return tuple(gradients)
+
+
+def _undo_segment(trajectory, redo, undo, like, end, states, *carry):
+    """Goes back to the checkpoint before step `end`."""
+    start, y = trajectory.start(end, like)
+    states = set_item(states, start * 0, y)
+
+    def forth(i, states, y):
+        y = redo(i, y)
+        return i + 1, set_item(states, i + 1 - start, y), y
+
+    def back(i, *carry):
+        return i - 1, *undo(i, get_item(states, i - start, like), *carry)
+
+    _, states, _ = backend.while_loop(
+        lambda i, *_: i < end - 1, forth, (start, states, y)
+    )
+    _, *carry = backend.while_loop(
+        lambda i, *_: i >= start, back, (end - 1, *carry)
+    )
+    return start, states, *carry
 
 
 @backend.jit

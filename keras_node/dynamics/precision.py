@@ -11,9 +11,8 @@ import numpy as np
 
 from keras_node import backend
 from keras_node.backend import _private
+from keras_node.backend.precisions import EPS_HALF
 
-# The spacing of floats at 1.
-_HALF = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 _warned = False
 
 
@@ -30,7 +29,7 @@ def _eps(layer: keras.layers.Layer) -> float:
         return 0.0
     if layer.compute_dtype == "float32":
         return backend.eps_of_products()
-    return _HALF.get(layer.compute_dtype, 0.0)
+    return EPS_HALF.get(layer.compute_dtype, 0.0)
 
 
 def warn_below(rtol: float, dynamics: keras.layers.Layer) -> None:

@@ -14,8 +14,8 @@ from keras import ops
 
 from keras_node import backend
 from keras_node.backend import _private
+from keras_node.backend.precisions import EPS_HALF
 
-_HALF = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 _EXACT = float(np.finfo("float64").eps)
 
 
@@ -115,7 +115,7 @@ def _of_tensor(x: Any) -> Times | None:
     if isinstance(x, keras.KerasTensor):
         return Times(x, _eps(_widest() if whole else dtype))
     # PyTorch cannot convert `bfloat16` to NumPy.
-    values = backend.value(ops.cast(x, "float32") if dtype in _HALF else x)
+    values = backend.value(ops.cast(x, "float32") if dtype in EPS_HALF else x)
     if values is not None:
         return Times(values.astype("float64"), _eps(dtype))
     if whole:
@@ -127,8 +127,8 @@ def _of_tensor(x: Any) -> Times | None:
 def _eps(dtype: Any) -> float:
     """Finds the spacing of a dtype at 1; integers count as float64."""
     name = str(dtype)
-    if name in _HALF:
-        return _HALF[name]
+    if name in EPS_HALF:
+        return EPS_HALF[name]
     return float(np.finfo(name).eps) if name.startswith("float") else _EXACT
 
 
