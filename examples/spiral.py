@@ -20,7 +20,7 @@ from matplotlib import pyplot as plt
 import keras_node
 
 END, NOISE = 12.0, 0.1
-STAGES = ((1.0, 0.03, 60), (END, 0.003, 12))  # window, rate, steps an epoch
+STAGES = ((1.0, 0.03, 60), (END, 0.003, 24))  # window, rate, steps an epoch
 METHOD = {"solver": "tsit5", "adjoint": "discrete"}
 
 
@@ -37,23 +37,21 @@ def solve(dynamics, start, times):
 
 
 def learn(network, times, seen, window, rate, steps, epochs):
-    """Trains the network and returns the start of the first window."""
+    """Trains on windows with times of their own; returns the first start."""
     begins = np.arange(0, END, window)
     guess = np.stack([np.interp(begins, times, y) for y in seen.T], axis=1)
     guess = keras.initializers.Constant(guess)
     starts = layers.Dense(2, use_bias=False, kernel_initializer=guess)
-    which = np.eye(len(begins), dtype="float32")
-    # The windows are the batch. Each is solved for the times of all, counted
-    # from its begin; the weights pick out its own.
-    weights = (times // window == begins[:, None] // window) * len(begins)
-    block = keras_node.ODEBlock(network, (0, window), times % window, **METHOD)
-    model = keras.Sequential([keras.Input(begins.shape), starts, block])
+    own = times.reshape(len(begins), -1) % window
+    which, t = keras.Input(begins.shape), keras.Input(own.shape[1:])
+    block = keras_node.ODEBlock(network, (0, window), **METHOD)
+    model = keras.Model([which, t], block(starts(which), t_eval=t))
     rate = keras.optimizers.schedules.CosineDecay(rate, steps * epochs)
-    model.compile(keras.optimizers.Adam(rate), "mse", weighted_metrics=[])
-    x, w = (np.tile(each, (steps, 1)) for each in (which, weights))
-    y = np.tile(seen, (len(x), 1, 1))
-    model.fit(x, y, len(begins), epochs, shuffle=False, sample_weight=w)
-    return starts(which[:1])
+    model.compile(keras.optimizers.Adam(rate), "mse")
+    data = np.eye(len(begins)), own, seen.reshape(*own.shape, 2)
+    *x, y = (np.concatenate([each] * steps) for each in data)
+    model.fit(x, y, len(begins), epochs, shuffle=False)
+    return starts(np.eye(1, len(begins)))
 
 
 def draw(times, seen, fine, truth, fit, network):
@@ -82,8 +80,9 @@ def main():
     keras.utils.set_random_seed(0)
     random = np.random.default_rng(0)
     start = np.array([[2.0, 0.0]], "float32")
-    times = np.sort(random.uniform(0, END, 200)).astype("float32")
-    seen = solve(Pendulum(), start, times) + random.normal(0, NOISE, (200, 2))
+    # One somewhere in each twentieth of a second.
+    times = (np.arange(240) + random.uniform(size=240)) / 20
+    seen = solve(Pendulum(), start, times) + random.normal(0, NOISE, (240, 2))
     hidden = [layers.Dense(32, "gelu") for _ in range(2)]
     network = keras.Sequential([*hidden, layers.Dense(2)])
     for stage in STAGES:

@@ -12,7 +12,7 @@ import numpy as np
 
 # float32 holds numbers from 1e-38 to 3e38. A solve squares the tolerances, and
 # multiplies times by slopes and coefficients.
-_SMALLEST, _LARGEST = 1e-18, 1e30
+_SMALLEST, LARGEST = 1e-18, 1e30
 
 
 def _real(value: Any) -> float:
@@ -23,7 +23,7 @@ def _real(value: Any) -> float:
         number = float(value)
     except OverflowError:  # a large integer
         return math.nan
-    return number if abs(number) <= _LARGEST else math.nan
+    return number if abs(number) <= LARGEST else math.nan
 
 
 def positive_float(name: str, value: Any) -> float:
@@ -31,7 +31,7 @@ def positive_float(name: str, value: Any) -> float:
     if number >= _SMALLEST:
         return number
     raise ValueError(
-        f"`{name}` must be a number between {_SMALLEST} and {_LARGEST}. "
+        f"`{name}` must be a number between {_SMALLEST} and {LARGEST}. "
         f"Received: {name}={value!r}"
     )
 
@@ -97,7 +97,7 @@ def time_span(name: str, value: Any) -> tuple[float, float]:
             return t0, t1
     raise ValueError(
         f"`{name}` must be a pair of two different numbers `(t0, t1)`, at most "
-        f"{_LARGEST} in size. Received: {name}={value!r}"
+        f"{LARGEST} in size. Received: {name}={value!r}"
     )
 
 

@@ -20,7 +20,7 @@ import pytest
 # Where each is compiled, fewer of them.
 hypothesis.settings.register_profile(
     "ci",
-    max_examples=9 if keras.backend.backend() == "torch" else 3,
+    max_examples=6 if keras.backend.backend() == "torch" else 2,
     deadline=None,
     derandomize=True,
     database=None,

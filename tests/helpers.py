@@ -51,6 +51,23 @@ def slow_unless(fast: Callable, cases: list) -> list:
     return [case if fast(*case) else slow(*case) for case in cases]
 
 
+def kinds(cases: list) -> list:
+    """All cases; where each is compiled, those of a solver of each kind.
+
+    A case is the name of a solver, or a tuple that begins with it. The others
+    are in the slow group: the code of the solvers is that of PyTorch, too.
+    """
+    if keras.backend.backend() == "torch":
+        return cases
+
+    found = []
+    for case in cases:
+        arguments = case if isinstance(case, tuple) else (case,)
+        fast = arguments[0] in ("dormand_prince", "tsit5", "rk4")
+        found.append(case if fast else slow(*arguments))
+    return found
+
+
 def slow_on(*names: str) -> Callable:
     """Puts a test that compiles much into the slow group on these backends."""
     slow = keras.backend.backend() in names

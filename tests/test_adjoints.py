@@ -14,6 +14,7 @@ from helpers import PER_SAMPLE
 from helpers import accurate
 from helpers import compilations
 from helpers import elapsed
+from helpers import kinds
 from helpers import numpy
 from helpers import slow
 from helpers import slow_on
@@ -86,7 +87,7 @@ def test_gradients_follow_the_tolerance(pair, problem):
 
 @pytest.mark.parametrize(
     "name, adjoint",
-    [(name, "discrete") for name in solvers.ALL]
+    kinds([(name, "discrete") for name in solvers.ALL])
     + [("tsit5", "interpolating"), ("tsit5", "gauss")]
     + [slow("bosh3", "interpolating"), slow("bosh3", "gauss")],
 )
@@ -123,7 +124,9 @@ def unrolled(solver, problem, steps, y0, params):
 
 
 @pytest.mark.parametrize("checkpoints", [6, 100])
-@pytest.mark.parametrize("name", [s for s, a in PAIRS if a == "discrete"])
+@pytest.mark.parametrize(
+    "name", kinds([s for s, a in PAIRS if a == "discrete"])
+)
 def test_discrete_gradients_are_those_of_the_steps(name, checkpoints):
     problem = problems.forced_decay()
     solver = solvers.get(name)

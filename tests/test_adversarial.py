@@ -31,6 +31,7 @@ from keras_node import ODEBlock
 from keras_node import SolverError
 from keras_node import adjoints
 from keras_node import backend
+from keras_node import solve_ivp
 from keras_node import solvers
 from keras_node.integration.solution import Status
 from keras_node.integration.solver import Solver
@@ -44,6 +45,8 @@ FACTOR, GRADIENT_FACTOR, BACKSOLVE_FACTOR = 20, 200, 500
 
 WITH = [(*pair, "shared step") for pair in PAIRS]
 WITH += [(*pair, "per sample") for pair in PAIRS if pair[0] in PER_SAMPLE]
+SPAN = "span of each"
+WITH += [(*pair, SPAN) for pair in PAIRS]
 
 
 turn = itertools.count(1)
@@ -59,19 +62,16 @@ def few_programs():
 
 def combinations() -> list:
     """All there are; those beyond one for each problem are marked."""
-    hows = list(compilations())
-    chosen = {
-        (case, WITH[5 * i % len(WITH)], hows[i % len(hows)])
-        for i, case in enumerate(CASES)
-    }
-    return [
-        pytest.param(
-            *each,
-            marks=() if each in chosen else pytest.mark.adversarial,
-            id=", ".join(str(x) for x in tree.flatten(each)),
-        )
-        for each in itertools.product(CASES, WITH, hows)
-    ]
+    hows, found = list(compilations()), []
+    for i, (case, problem) in enumerate(CASES.items()):
+        # A layer gets its span by the same way as a function.
+        ways = [w for w in WITH if not (problem.layer and w[-1] == SPAN)]
+        chosen = ways[5 * i % len(ways)], hows[i % len(hows)]
+        for each in itertools.product(ways, hows):
+            marks = () if each == chosen else pytest.mark.adversarial
+            name = ", ".join(str(x) for x in tree.flatten((case, *each)))
+            found.append(pytest.param(case, *each, marks=marks, id=name))
+    return found
 
 
 def solver_for(name: str, stepping: str, case: Case) -> Solver:
@@ -85,13 +85,17 @@ def solver_for(name: str, stepping: str, case: Case) -> Solver:
     return solvers.get(name, **known)
 
 
-def solve(case: Case, solver: Solver, adjoint: str, how: str) -> Answer:
+def solve(
+    case: Case, solver: Solver, adjoint: str, stepping: str, how: str
+) -> Answer:
     """Solves, and checks that what failed is declared so and nothing else.
 
     Gradients that an error was raised for are NaN.
     """
 
     integrate = _by_layer if case.layer else _by_function
+    if stepping == SPAN:
+        integrate = _by_spans
     integrate = integrate(case, solver, adjoint)
 
     def end(y0, p):
@@ -99,9 +103,10 @@ def solve(case: Case, solver: Solver, adjoint: str, how: str) -> Answer:
         return solution.y1, solution.t, ops.cast(solution.status, "float32")
 
     def run(y0, p):
-        zeros = ops.zeros(y0.shape[:1] if solver.per_sample else ())
-        cotangent = ops.ones_like(y0), zeros, zeros
-        return backend.vjp(end, (y0, p), cotangent)
+        each = ops.zeros(y0.shape[:1])
+        t = ops.zeros(()) if stepping == "shared step" else each
+        status = each if solver.per_sample else ops.zeros(())
+        return backend.vjp(end, (y0, p), (ops.ones_like(y0), t, status))
 
     args = ops.convert_to_tensor(case.start()), ops.ones(())
     try:
@@ -129,6 +134,19 @@ def _by_function(case: Case, solver: Solver, adjoint: str) -> Callable:
             return case.f(ops, t, y, p)
 
         return adjoints.get(adjoint).integrate(solver, f, *case.t_span, y0, p)
+
+    return integrate
+
+
+def _by_spans(case: Case, solver: Solver, adjoint: str) -> Callable:
+    def integrate(y0, p):
+        def fun(t, y, p):
+            return case.f(ops, t, y, p)
+
+        spans = np.tile(case.t_span, (y0.shape[0], 1))
+        return solve_ivp(
+            fun, spans, y0, args=(p,), solver=solver, adjoint=adjoint
+        )
 
     return integrate
 
@@ -183,7 +201,8 @@ def error_ratios(found: Answer, truth: Answer, start: Any) -> list[float]:
 def test_right_or_declared_failed(case, combination, how, record_property):
     case, (solver, adjoint, stepping) = CASES[case], combination
     solver = solver_for(solver, stepping, case)
-    found, truth = solve(case, solver, adjoint, how), case.truth()
+    found = solve(case, solver, adjoint, stepping, how)
+    truth = case.truth()
     allowed = GRADIENT_FACTOR * case.slack
     if adjoint == "backsolve":
         allowed = max(allowed, BACKSOLVE_FACTOR)

@@ -78,14 +78,56 @@ BAD_IN = {
 }
 # What is bad at a call.
 X = np.ones((3, 4), "float32")
+
+
+def _is_matrix(times):
+    if isinstance(times, np.ndarray):
+        return times.ndim == 2
+    return isinstance(times, list) and times[:1] == [[0.5]]
+
+
 INPUTS = (None, "x", 1.0, 1, object(), lambda: X, layers.Dense(4))
 INPUTS += ([], {}, [X, X], (X, None), {"x": X}, [[1.0, 2.0]], np.float32(1))
 INPUTS += tuple(X.astype(dtype) for dtype in ("int32", "bool", "complex64"))
 BAD_AT_CALL = {
     "inputs": INPUTS,
-    "t_eval": TIMES,
+    "t_eval": [times for times in TIMES if not _is_matrix(times)],
     "training": ("yes", "", 2, -1, 0.5, [], [True], {}, NAN, np.ones(2)),
+    # Empty, or of each sample: both are good at a call.
+    "t_span": [span for span in SPANS[1:-4] if span != ((0, 0), (1, 1))],
+    "t_eval_mask": (True, "yes", [True], [[1, 0]], np.ones((3, 2)), NAN),
 }
+# What is bad at a call of three samples, with times of each.
+BAD_OF_EACH = [
+    ("t_eval", {"t_eval": np.full((2, 2), 0.5)}),
+    ("t_eval", {"t_eval": np.full((3, 0), 0.5)}),
+    ("t_eval", {"t_eval": np.full((3, 2, 1), 0.5)}),
+    ("t_eval", {"t_eval": [[0.5], [0.5], [1.5]]}),
+    ("t_eval", {"t_eval": [[0.5], [0.5], [NAN]]}),
+    ("t_eval", {"t_eval": [[0.5], [0.5], [0.2, 0.3]]}),
+    ("t_eval", {"t_eval": [[0.5]] * 3, "t_span": [(0, 1), (2, 1), (1, 0)]}),
+    ("t_eval", {"t_eval": [0.5, 0.7], "t_span": [(0, 1), (2, 1), (1, 0)]}),
+    ("t_span", {"t_span": [(0, 1), (0, 1)]}),
+    ("t_span", {"t_span": [(0, 1), (0, 1), (0, NAN)]}),
+    ("t_span", {"t_span": [(0, 1, 2)] * 3}),
+    ("t_span", {"t_span": np.zeros((3, 2, 1))}),
+    ("t_eval_mask", {"t_eval_mask": np.ones((3, 2), bool)}),
+    (
+        "t_eval_mask",
+        {"t_eval": [[0.5]] * 3, "t_eval_mask": np.ones((3, 2), bool)},
+    ),
+    (
+        "t_eval_mask",
+        {"t_eval": [[0.5]] * 3, "t_eval_mask": np.ones((2, 1), bool)},
+    ),
+    (
+        "t_eval",
+        {
+            "t_eval": [[0.5, NAN], [0.5, 0.5], [NAN, 0.5]],
+            "t_eval_mask": [[True, False], [True, True], [True, True]],
+        },
+    ),
+]
 # What is good, to the edge of what is allowed.
 EDGES = (1, 1e-18, 1e30, np.float32(1e-3), Fraction(1, 4))
 GOOD = {
@@ -287,6 +329,8 @@ def test_bad_values_at_a_call_are_refused(name):
     state = keras.Input((4,))
     for value in BAD_AT_CALL[name]:
         arguments = {"inputs": X, name: value}
+        if name == "t_eval_mask":
+            arguments["t_eval"] = [[0.5, 0.5]] * 3
         assert_refused(name, made.solve, **arguments)
         if name == "inputs":
             # Much of it is refused by Keras, in words of its own.
@@ -295,7 +339,28 @@ def test_bad_values_at_a_call_are_refused(name):
                     layer(value)
             continue
         assert_refused(name, made, **arguments)
-        assert_refused(name, made, state, **{name: value})
+        assert_refused(name, made, **{**arguments, "inputs": state})
+
+
+@pytest.mark.parametrize("name, arguments", BAD_OF_EACH)
+def test_bad_values_of_each_sample_are_refused(name, arguments):
+    made = block(solver="euler")
+    assert_refused(name, made.solve, X, **arguments)
+    assert_refused(name, made, X, **arguments)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="TFP, on TensorFlow"
+)
+def test_times_of_each_sample_need_a_native_solver():
+    times, spans = [[0.5]] * 3, [(0, 1)] * 3
+    made = block(solver="dormand_prince")
+    for arguments in ({"t_eval": times}, {"t_eval": [0.5], "t_span": spans}):
+        with pytest.raises(ValueError, match=r"'tsit5'.*Received: solver"):
+            made(X, **arguments)
+    with pytest.raises(ValueError, match=r"'tsit5'.*Received: solver"):
+        made(keras.Input((4,)), t_eval=keras.Input((None,)))
+    assert made(X, t_span=spans).shape == (3, 4)
 
 
 def test_what_is_not_one_tensor_is_refused_before_the_layer_is_built():
@@ -309,7 +374,10 @@ def test_bad_symbolic_values_are_refused():
     state, times = keras.Input((4,)), keras.Input(batch_shape=(2,))
     for dtype in ("int32", "bool", "complex64"):
         assert_refused("inputs", made, keras.Input((4,), dtype=dtype))
-    assert_refused("t_eval", made, state, t_eval=keras.Input((2,)))
+    assert_refused("t_eval", made, state, t_eval=keras.Input((2, 1)))
+    assert_refused("t_span", made, state, t_span=keras.Input((3,)))
+    mask = {"t_eval_mask": keras.Input((2,))}
+    assert_refused("t_eval_mask", made, state, t_eval=[0.5, 0.5], **mask)
     assert_refused("inputs", made.solve, state)
     assert_refused("t_eval", made.solve, X, t_eval=times)
     assert made(state, t_eval=times).shape == (None, 2, 4)

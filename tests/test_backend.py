@@ -123,17 +123,6 @@ def test_a_value_is_known_unless_it_is_compiled(how):
     assert seen == ([2.0] if how == "eager" else [None])
 
 
-@pytest.mark.parametrize("how", compilations())
-def test_scatter_writes_rows(how):
-    def run(buffer):
-        buffer = buffer + 1  # one of its own, to be written into
-        indices = ops.convert_to_tensor([[2], [0]], "int32")
-        return backend.scatter(buffer, indices, 5 * ops.ones((2, 2)))
-
-    out = numpy(compilations()[how](run)(ops.zeros((3, 2))))
-    np.testing.assert_array_equal(out, [[5, 5], [1, 1], [5, 5]])
-
-
 @pytest.mark.skipif(
     keras.backend.backend() != "torch", reason="compiled, all of it is"
 )

@@ -14,6 +14,7 @@ from keras_node import adjoints
 from keras_node import solvers
 
 CLASSES = [keras_node.ODEBlock, *solvers.ALL.values(), *adjoints.ALL.values()]
+CLASSES.append(keras_node.solve_ivp)
 
 
 def arguments(cls):
@@ -29,7 +30,7 @@ def arguments(cls):
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_every_argument_and_default_is_documented(cls):
     documented = arguments(cls)
-    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    parameters = list(inspect.signature(cls).parameters.values())
     names = [
         "**kwargs" if p.kind is p.VAR_KEYWORD else p.name for p in parameters
     ]
@@ -55,13 +56,14 @@ def test_examples_run(cls):
         assert not failures
 
 
-def test_the_example_of_the_readme_learns(tmp_path, monkeypatch):
+def test_the_examples_of_the_readme_run(tmp_path, monkeypatch):
     repository = Path(__file__).parents[1]
     (tmp_path / "examples").symlink_to(repository / "examples")
     monkeypatch.chdir(tmp_path)
     readme = (repository / "README.md").read_text()
     names = {}
-    exec(re.search(r"```python\n(.*?)```", readme, re.S).group(1), names)
+    first, *others = re.findall(r"```python\n(.*?)```", readme, re.S)
+    exec(first, names)
     assert names["model"].history.history["accuracy"][-1] > 0.8
     loaded = keras.models.load_model("digits.keras")
     images = names["data"]["images"][:10].astype("float32")
@@ -69,3 +71,9 @@ def test_the_example_of_the_readme_learns(tmp_path, monkeypatch):
         loaded.predict(images, verbose=0),
         names["model"].predict(images, verbose=0),
     )
+    for other in others:
+        exec(other, names)
+    assert names["model"].predict(
+        [names["start"], names["seen"]], verbose=0
+    ).shape == (256, 20, 2)
+    assert bool(names["solution"].success)

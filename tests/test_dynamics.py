@@ -6,6 +6,7 @@ import pytest
 from helpers import ADJOINTS
 from helpers import COVER
 from helpers import accurate
+from helpers import kinds
 from helpers import numpy
 from helpers import slow
 from helpers import slow_on
@@ -390,7 +391,7 @@ def test_mixed_precision_trains_as_full_precision_does(solver, adjoint):
     assert float(numpy(model.optimizer.dynamic_scale.value)) == scale / 2
 
 
-@pytest.mark.parametrize("solver", solvers.ALL)
+@pytest.mark.parametrize("solver", kinds(list(solvers.ALL)))
 def test_kinetic_energy_is_the_integral_of_the_squared_slope(solver):
     # y' = -2 y, and so the energy of y0 is y0^2 (1 - e^-4); back in time, for
     # y' = 2 y, the same.

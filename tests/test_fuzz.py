@@ -28,6 +28,7 @@ from keras_node import solvers
 
 COMPILED = list(compilations().values())[-1]
 ADAPTIVE_PAIRS = [pair for pair in PAIRS if pair[0] in ADAPTIVE]
+OWN_TIMES = [pair for pair in PAIRS if solvers.get(pair[0]).reports_own_times]
 
 
 class Case(NamedTuple):
@@ -210,6 +211,37 @@ def test_a_state_reported_at_the_end_is_the_output(case, fractions):
     reported = solve(case.block(t_eval=times), case.x)
     np.testing.assert_allclose(reported.y1, alone.y1, rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(reported.ys[-1], reported.y1)
+
+
+@given(cases(OWN_TIMES), st.data())
+def test_times_of_each_sample_are_those_of_its_row(case, data):
+    fractions = st.floats(0, 1, width=32)
+    row = st.lists(fractions, min_size=3, max_size=3)
+    rows = data.draw(st.lists(row, min_size=case.batch, max_size=case.batch))
+    times = case.t0 + np.array(rows) * case.duration
+    order = data.draw(st.permutations(range(3)))
+    i = data.draw(st.integers(0, case.batch - 1))
+    block = case.block()
+    all_rows = solve(block, case.x, t_eval=times)
+    mixed = solve(block, case.x, t_eval=times[:, order])
+    np.testing.assert_array_equal(mixed.ys, all_rows.ys[order])
+    # The steps do not depend on what is reported.
+    alone = solve(block, case.x, t_eval=times[i])
+    np.testing.assert_array_equal(alone.num_steps, all_rows.num_steps)
+    assert error(case, all_rows.ys[:, i], alone.ys[:, i]) < 0.1
+
+
+@given(cases(ADAPTIVE_PAIRS), st.floats(0, 1, width=32), st.booleans())
+def test_a_span_in_two_parts_is_the_whole(case, part, each):
+    t0, t1 = case.t0, case.t0 + case.duration
+    middle = t0 + part * case.duration
+    spans = np.array([(t0, t1), (t0, middle), (middle, t1)])
+    if each:
+        spans = np.tile(spans[:, None], (1, case.batch, 1))
+    block = case.block()
+    whole, half = (solve(block, case.x, t_span=span) for span in spans[:2])
+    end = solve(block, half.y1, t_span=spans[2]).y1
+    assert error(case, end, whole.y1) < 100
 
 
 # At rest, with tolerances near rounding: steps once could not grow.

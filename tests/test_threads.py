@@ -1,8 +1,10 @@
 """Many threads at once, as of a web server: each gets its own numbers."""
 
 from helpers import run_python
+from helpers import slow_on
 
 
+@slow_on("jax")
 def test_threads_get_the_right_numbers():
     run_python(
         """

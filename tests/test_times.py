@@ -12,6 +12,7 @@ from helpers import COMPILED
 from helpers import JITS
 from helpers import compilations
 from helpers import numpy
+from helpers import slow_unless
 from keras import layers
 from keras import ops
 
@@ -182,7 +183,12 @@ class Growth(layers.Layer):
         return u * y / self.duration
 
 
-@pytest.mark.parametrize("solver, adjoint", ADJOINTS)
+@pytest.mark.parametrize(
+    "solver, adjoint",
+    slow_unless(
+        lambda _, adjoint: adjoint in ("backsolve", "discrete"), ADJOINTS
+    ),
+)
 def test_gradients_far_from_0(solver, adjoint):
     span = UNIX[::-1]
     solver = solvers.get(solver, rtol=1e-6, atol=1e-6)

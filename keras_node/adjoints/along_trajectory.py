@@ -135,7 +135,7 @@ class AlongTrajectoryAdjoint(Adjoint):
     ) -> tuple[State, Tree]:
         (trajectory,) = solve.kept
         solver = self.solver or solve.solver
-        backward = solver.over_step(solve.span)
+        backward = solver.over_step()
         plain = solve.solver.stepper(dense=False, chained=False)
         dense = solve.solver.stepper(dense=True, chained=False)
 
@@ -145,21 +145,20 @@ class AlongTrajectoryAdjoint(Adjoint):
         def redo(i, y):
             return take(plain, i, y).y1
 
-        def undo(i, y, last_report, *gradients):
+        def undo(i, y, left, *gradients):
             step = take(dense, i, y).dense
-            first = ops.equal(i, 0)
             if solve.s_eval is not None:
                 return self._undo(
                     backward,
                     solve,
                     cotangent,
                     step,
-                    first,
-                    last_report,
+                    ops.equal(i, 0),
+                    left,
                     *gradients,
                 )
             end = step.t + step.dt
-            return last_report, *self._descend(
+            return left, *self._descend(
                 backward, solve, step, end, step.t, *gradients
             )
 
@@ -172,35 +171,36 @@ class AlongTrajectoryAdjoint(Adjoint):
         cotangent: Cotangent,
         dense: Dense,
         first: Bool,
-        last_report: Tensor,
+        left: Tensor,
         adj_y: State,
         adj_args: Tree,
     ) -> tuple[Any, ...]:
         """Goes from the end of a step to its start, halting at each report."""
 
-        def more(s, last_report, *_):
-            # Reports of times before the start still have to be skipped.
-            left = ops.logical_and(first, ops.any(last_report >= 0))
-            return ops.logical_or(ops.any(s > dense.t), left)
+        def more(s, left, *_):
+            # Reports at the very start are due, too.
+            ahead = ops.logical_and(first, ops.any(left > 0))
+            return ops.logical_or(ops.any(s > dense.t), ahead)
 
-        def to_report(s, last_report, adj_y, adj_args):
+        def to_report(s, left, adj_y, adj_args):
             """Goes back to the last report before `s`, or the step's start."""
-            time = ops.take(solve.s_eval, ops.maximum(last_report, 0))
+            report = ops.maximum(left - 1, 0)
+            time = reports.time_of(solve.s_eval, report)
             inside = ops.logical_or(first, time > dense.t)
-            due = ops.logical_and(last_report >= 0, inside)
+            due = ops.logical_and(left > 0, inside)
             halt = pytree.smaller(pytree.larger(time, dense.t), s)
             stop = ops.where(due, halt, dense.t)
             adj_y, adj_args = self._descend(
                 backward, solve, dense, s, stop, adj_y, adj_args
             )
-            adj = reports.cotangent(
-                cotangent.adj_ys, last_report, ops.logical_and(due, time >= 0)
-            )
-            last_report = last_report - ops.cast(due, "int32")
-            return stop, last_report, pytree.add(adj_y, adj), adj_args
+            adj = reports.cotangent(cotangent.adj_ys, report, due)
+            left = left - ops.cast(due, "int32")
+            return stop, left, pytree.add(adj_y, adj), adj_args
 
+        # Where samples have reports of their own, each halts at its own.
+        end = dense.t + dense.dt + ops.zeros_like(left, dtype=dense.t.dtype)
         _, *carry = backend.while_loop(
-            more, to_report, (dense.t + dense.dt, last_report, adj_y, adj_args)
+            more, to_report, (end, left, adj_y, adj_args)
         )
         return tuple(carry)
 

@@ -1,5 +1,6 @@
 """Gradients by solving backwards in time, together with the state."""
 
+from typing import Any
 from typing import NamedTuple
 
 from keras import ops
@@ -81,16 +82,15 @@ class BacksolveAdjoint(Adjoint):
         # From each reported time back to the one before it, where the state is
         # known and its cotangent is added; at last to t0. Elapsed time loses
         # nothing between two close reports.
-        dtype = forward.t.dtype
-        ends = [ops.full((1,), s, dtype=dtype) for s in (0.0, solve.span)]
+        start = ops.zeros_like(solve.s_eval[:1])
         times = ops.clip(solve.s_eval, 0.0, solve.span)
-        times = ops.concatenate([ends[0], times, ends[1]])
+        times = ops.concatenate([start, times, start + solve.span])
 
         def jump(j, state):
             reported = j > 0
             row = read_row(forward.ys, ops.maximum(j - 1, 0))
             expected = pytree.where(reported, row, solve.y0)
-            start, end = ops.take(times, j + 1), ops.take(times, j)
+            start, end = (ops.take(times, i, axis=0) for i in (j + 1, j))
             _, adj_y, adj_args = self._back(solve, start, end, state, expected)
             adj = reports.cotangent(cotangent.adj_ys, j - 1, reported)
             return j - 1, (expected, pytree.add(adj_y, adj), adj_args)
@@ -112,15 +112,22 @@ class BacksolveAdjoint(Adjoint):
         expected: State,
     ) -> State:
         """Solves from `start` back to `end`, where the state is `expected`."""
+        f: Any = _Augmented(solve.f)
+        t0, t1 = start, end
+        if len(getattr(start, "shape", ())):
+            # The sample with the longest way runs at full speed, others slower.
+            whence, way, t0 = start, start - end, 0.0
+            t1 = start = ops.max(way, initial=0.0)
+            f = _AtRates(solve.f, whence, way / ops.where(t1 > 0, t1, 1.0))
         # All samples share the gradient of the arguments. Nothing depends on
         # it, so its error does not count: Kidger et al., 2021.
         result = (
             (self.solver or solve.solver)
             .shared()
             .solve(
-                _Augmented(solve.f),
-                start,
-                end,
+                f,
+                t0,
+                t1,
                 state,
                 solve.args,
                 norm=pytree.RmsNorm(num_parts=2),
@@ -150,6 +157,27 @@ class _Augmented(NamedTuple):
         )
         minus = pytree.map_leaves(ops.negative, (vjp_y, vjp_args))
         return dy, *minus
+
+
+class _AtRates(NamedTuple):
+    """Slopes of the same in the time `tau` since each sample left its start.
+
+    The time of a sample runs backwards, at its own rate.
+    """
+
+    f: RightHandSide
+    start: Scalar  # (batch,)
+    rate: Scalar  # (batch,)
+
+    def __call__(self, tau: Scalar, state: State, args: Tree) -> State:
+        y, adj_y, _ = state
+        s = self.start - self.rate * tau
+        dy, vjps = backend.vjp(
+            lambda y, args: self.f(s, y, args),
+            (y, args),
+            pytree.scale(self.rate, adj_y),
+        )
+        return pytree.scale(-self.rate, dy), *vjps
 
 
 def _has_drifted(y: State, start: State, expected: State) -> Bool:

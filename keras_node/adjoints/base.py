@@ -4,6 +4,8 @@ import abc
 from collections.abc import Callable
 from typing import NamedTuple
 
+from keras import ops
+
 from keras_node import backend
 from keras_node import pytree
 from keras_node.config import Config
@@ -11,6 +13,7 @@ from keras_node.integration.interval import ElapsedField
 from keras_node.integration.interval import Interval
 from keras_node.integration.outputs import Output
 from keras_node.integration.outputs import ReportAt
+from keras_node.integration.record import read_row
 from keras_node.integration.solution import Solution
 from keras_node.integration.solution import is_concretely_false
 from keras_node.integration.solver import Solver
@@ -27,16 +30,16 @@ class Solve(NamedTuple):
 
     solver: Solver
     f: RightHandSide  # dy/ds in elapsed time, of (s, y, args)
-    t_span: tuple  # the ends of the interval, as floats
+    t_span: tuple  # the ends of the interval, as `Adjoint.integrate` has them
     y0: State
     args: Tree  # what the solve is differentiated by, beside `y0`
-    s_eval: Tensor | None  # the times to report, elapsed since `t0`
+    s_eval: Tensor | None  # the times to report, as `ReportAt` takes them
     num_reported: Tensor  # how many of them were reached
     solution: Solution
     kept: tuple  # the results of `Adjoint.outputs`
 
     @property
-    def span(self) -> float:
+    def span(self) -> Scalar:
         """Length of the interval."""
         return abs(self.t_span[1] - self.t_span[0])
 
@@ -76,12 +79,13 @@ class Adjoint(Config, abc.ABC):
         solver: Solver,
         f: Callable,
         t0: float,
-        t1: float,
+        t1: Scalar,
         y0: State,
         args: Tree,
         frozen: Tree = (),
         s_eval: Tensor | None = None,
         norm: Norm | None = None,
+        moves: bool = False,
     ) -> Solution:
         """Solves `y(t0) = y0`, differentiable with respect to `y0` and `args`.
 
@@ -89,7 +93,8 @@ class Adjoint(Config, abc.ABC):
             solver: A `Solver`.
             f: The right-hand side, `f(t, y, args, frozen)`.
             t0: Float, the initial time.
-            t1: Float, the final time.
+            t1: Float, the final time; or a tensor that no gradient flows to,
+                the extent of a `Span`, with `t0 = 0.0`.
             y0: The initial state.
             args: Structure of tensors to differentiate by.
             frozen: Structure of tensors that no gradient flows to. Everything
@@ -97,35 +102,42 @@ class Adjoint(Config, abc.ABC):
                 backward pass where the values in a closure are gone.
             s_eval: Times to report, as `ReportAt` takes them.
             norm: The norm of a state in the forward solve.
+            moves: Boolean, whether a gradient flows to `s_eval`.
 
         Returns:
             A `Solution`, differentiable in `y1` and `ys`.
         """
         reports = s_eval is not None
+        known = isinstance(t1, float)
 
         @backend.full_products()
         def forward(inputs, constants, keeps):
-            y0, args = inputs
-            frozen, times = constants
+            y0, args, times = inputs
+            frozen, fixed, extent = constants
+            times = times if moves else fixed
             outputs = (ReportAt(times),) if reports else ()
             if keeps:
                 outputs += self.outputs(solver)
+            end = t1 if known else extent
             solution = solver.solve(
-                _Frozen(f, frozen), t0, t1, y0, args, outputs, norm
+                _Frozen(f, frozen), t0, end, y0, args, outputs, norm
             )
             solution, num_reported, kept = _split(solution, reports)
-            residuals = (y0, args, constants, solution, num_reported, kept)
+            residuals = (inputs, constants, solution, num_reported, kept)
             return solution, residuals
 
         @backend.full_products()
         def backward(residuals, cotangent):
-            y0, args, constants, solution, num_reported, kept = residuals
-            frozen, times = constants
-            interval = Interval.between(t0, t1, solution.t.dtype)
+            inputs, constants, solution, num_reported, kept = residuals
+            y0, args, times = inputs
+            frozen, fixed, extent = constants
+            times = times if moves else fixed
+            end = t1 if known else extent
+            interval = Interval.between(t0, end, solution.t.dtype)
             solve = Solve(
                 solver=solver,
                 f=ElapsedField(_Frozen(f, frozen), interval),
-                t_span=(t0, t1),
+                t_span=(t0, end),
                 y0=y0,
                 args=args,
                 s_eval=times if reports else None,
@@ -133,12 +145,17 @@ class Adjoint(Config, abc.ABC):
                 solution=solution,
                 kept=kept,
             )
-            return self._scaled(solve, Cotangent(cotangent.y1, cotangent.ys))
+            cotangent = Cotangent(cotangent.y1, cotangent.ys)
+            gradients = self._scaled(solve, cotangent)
+            return *gradients, _pull_times(solve, cotangent) if moves else ()
 
-        key = (self, solver, f, t0, t1, reports, norm)
-        constants = (frozen, s_eval if reports else ())
+        key = (self, solver, f, t0, t1 if known else (), reports, moves, norm)
+        times, fixed = (s_eval, ()) if moves else ((), s_eval)
+        if not reports:
+            times = fixed = ()
+        constants = (frozen, fixed, () if known else t1)
         function = backend.custom_vjp(forward, backward, key)
-        return function((y0, args), constants)
+        return function((y0, args, times), constants)
 
     def _scaled(self, solve: Solve, cotangent: Cotangent) -> tuple[State, Tree]:
         """Pulls back a cotangent of size 1, and scales the result.
@@ -191,3 +208,33 @@ def _times(scale, gradients):
     """Tells whether gradients are finite, and multiplies them by `scale`."""
     finite = pytree.all_finite(gradients)
     return finite, tuple(pytree.scale(scale, x) for x in gradients)
+
+
+def _pull_times(solve: Solve, cotangent: Cotangent) -> Tensor:
+    """Computes the cotangents of the times reported: `<adj_ys, dy/ds>`.
+
+    The slope is taken where the state is, and not inside the steps: the
+    gradient is that of the solution, whatever the adjoint.
+    """
+    s_eval: Tensor = solve.s_eval
+    adj_times = backend.new_list(s_eval[0], ops.shape(s_eval)[0])
+
+    def leaf_product(adj, slope):
+        axes = tuple(range(len(s_eval.shape) - 1, len(adj.shape)))
+        return ops.sum(adj * slope, axis=axes) if axes else adj * slope
+
+    def pull(j, adj_times):
+        y = read_row(solve.solution.ys, j)
+        slope = solve.f(ops.take(s_eval, j, axis=0), y, solve.args)
+        products = pytree.map_leaves(
+            leaf_product, read_row(cotangent.adj_ys, j), slope
+        )
+        total = sum(pytree.leaves(products))
+        return j + 1, backend.set_item(adj_times, j, total)
+
+    _, adj_times = backend.while_loop(
+        lambda j, _: j < ops.shape(s_eval)[0],
+        pull,
+        (ops.zeros((), "int32"), adj_times),
+    )
+    return backend.stack_list(adj_times, s_eval[0])

@@ -11,10 +11,10 @@ from keras_node.adjoints.base import Cotangent
 from keras_node.adjoints.base import Solve
 from keras_node.adjoints.tape import Tape
 from keras_node.config import register
-from keras_node.integration import reports
 from keras_node.integration.dense import Dense
 from keras_node.integration.outputs import Output
 from keras_node.integration.outputs import Record
+from keras_node.integration.reports import Cotangents
 from keras_node.integration.solver import Solver
 from keras_node.types import State
 from keras_node.types import Tree
@@ -82,19 +82,18 @@ class DiscreteAdjoint(Adjoint):
         self, solve: Solve, cotangent: Cotangent
     ) -> tuple[State, Tree]:
         trajectory, pullbacks = solve.kept
-        reporting = solve.s_eval is not None
-        stepper = solve.solver.stepper(dense=reporting, chained=False)
+        reported = None
+        if solve.s_eval is not None:
+            reported = Cotangents.of(solve.s_eval, cotangent.adj_ys, solve.y0)
+        stepper = solve.solver.stepper(
+            dense=reported is not None, chained=False
+        )
 
-        def undo(i, y, last_report, adj_y, adj_args):
+        def undo(i, y, left, adj_y, adj_args):
             adj_inside = ()
-            if reporting:
-                last_report, *adj_inside = reports.pull(
-                    cotangent.adj_ys,
-                    last_report,
-                    solve.s_eval,
-                    ops.equal(i, 0),
-                    Dense(*trajectory.step(i), y, [y] * stepper.degree),
-                )
+            if reported is not None:
+                dense = Dense(*trajectory.step(i), y, [y] * stepper.degree)
+                left, *adj_inside = reported.pull(left, ops.equal(i, 0), dense)
             adj_ends = (adj_y, tuple(adj_inside))
             if pullbacks and i < len(pullbacks):
                 adj_y, vjp_args = pullbacks[i](adj_ends)
@@ -102,7 +101,7 @@ class DiscreteAdjoint(Adjoint):
                 adj_y, vjp_args = _pull(
                     stepper, solve.f, trajectory, i, y, solve.args, adj_ends
                 )
-            return last_report, adj_y, pytree.add(adj_args, vjp_args)
+            return left, adj_y, pytree.add(adj_args, vjp_args)
 
         plain = solve.solver.stepper(dense=False, chained=False)
 

@@ -35,10 +35,10 @@ def backwards(
         adj_y1: The cotangent of its final state.
         redo: `redo(i, y)` takes step `i` from the state `y`, and returns the
             state at its end.
-        undo: `undo(i, y, last_report, adj_y, adj_args)` goes back over step
-            `i`, which started from `y`. It returns the last three arguments as
-            they are at the start of the step. `last_report` is the index of
-            the last report not yet passed.
+        undo: `undo(i, y, left, adj_y, adj_args)` goes back over step `i`,
+            which started from `y`. It returns the last three arguments as
+            they are at the start of the step. `left` is the number of reports
+            not yet passed.
         num_kept: Int, the number of leading steps that `undo` needs no state
             for.
 
@@ -46,13 +46,13 @@ def backwards(
         The cotangents `(adj_y0, adj_args)`; NaN where the solve failed.
     """
     y0 = solve.y0
-    last_report: Any = trajectory.num_steps * 0
+    left: Any = trajectory.num_steps * 0
     if solve.s_eval is not None:
-        last_report = solve.num_reported - 1
+        left = solve.num_reported
     carry = (
         # One list for all segments: XLA fills what it reserves.
         list_like(y0, trajectory.longest_stride),
-        last_report,
+        left,
         *_start(solve.solution.success, adj_y1, solve.args),
     )
     end, _, *carry = backend.while_loop(

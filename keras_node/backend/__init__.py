@@ -26,18 +26,20 @@ Each framework has one module, with the same functions:
 `add_scaled(x, factor, y)`
     Computes `x + factor * y`, for a float or a tensor `factor`.
 
-`scatter(buffer, indices, updates)`
-    Does the same as `keras.ops.scatter_update`, but may write into `buffer`
-    itself, whose old value is then lost.
-
 `new_list(like, size)`, `set_item(items, i, x)`, `get_item(items, i, like)`
     Make, write and read a list of `size` tensors like `like`. The index `i` is
     a scalar tensor. An item that was never written is undefined. `set_item`
     may write into `items` itself.
 
+`stack_list(items, like)`
+    Makes one tensor of a list, of which at least one item was written.
+
 `value(x)`
     Returns the tensor `x` as a NumPy array, or `None` where it is being traced
     and has no value yet.
+
+`is_tracked(x)`
+    Tells whether a gradient may be taken by the tensor `x`.
 
 `full_products()`
     Makes a context manager, which is also a decorator. In it, float32 products
@@ -90,11 +92,12 @@ def _hook(name):
 vjp = _framework.vjp
 hoist = _framework.hoist
 custom_vjp = _framework.custom_vjp
-scatter = _framework.scatter
 new_list = _framework.new_list
 set_item = _framework.set_item
 get_item = _framework.get_item
+stack_list = _framework.stack_list
 value = _framework.value
+is_tracked = _framework.is_tracked
 eps_of_products = _framework.eps_of_products
 
 add_scaled = _hook("add_scaled")

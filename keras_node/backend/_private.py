@@ -15,6 +15,9 @@ from keras.src.backend import AutocastScope as AutocastScope
 # Keras has no public test for a run on made-up values, to build a model.
 from keras.src.backend import in_symbolic_scope as in_symbolic_scope
 
+# Keras has no public way to attach a mask that a layer was handed.
+from keras.src.backend.common.masking import set_keras_mask
+
 if keras.backend.backend() == "tensorflow":
     # TensorFlow has no public test for what a gradient may be taken by.
     from tensorflow.python.eager.record import (
@@ -46,6 +49,11 @@ if keras.backend.backend() == "jax":
 def layers_of(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
     """Iterates over a layer and all layers inside it."""
     return layer._flatten_layers()
+
+
+def set_mask(x: Any, mask: Any) -> None:
+    """Attaches a mask to a tensor, as Keras does after a call."""
+    set_keras_mask(x, mask)
 
 
 def mask_of(x: Any) -> Any:

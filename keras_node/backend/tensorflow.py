@@ -58,10 +58,11 @@ def hoist(
         raise ValueError(
             "`dynamics` must not read a trainable `tf.Variable`: make it a "
             "weight of `dynamics`, by `add_weight`, or hand its value over as "
-            f"context. Received: dynamics that read {variables}"
+            "context, or in the `args` of `solve_ivp`. "
+            f"Received: dynamics that read {variables}"
         )
     captured = program.captured_inputs
-    places = [i for i, x in enumerate(captured) if _may_move(x)]
+    places = [i for i, x in enumerate(captured) if is_tracked(x)]
     if not places:
         return as_it_is(f, None)
 
@@ -75,8 +76,7 @@ def hoist(
     return Hoisted(evaluate, [captured[i] for i in places], [], None)
 
 
-def _may_move(x: Tensor) -> bool:
-    """Tells whether the tensor may depend on the inputs of a gradient."""
+def is_tracked(x: Tensor) -> bool:
     if not x.dtype.is_floating:
         return False
     if tf.executing_eagerly():
@@ -134,13 +134,6 @@ def _dense(x: Tensor, adj_x: Tensor | None) -> Tensor:
     return tf.zeros_like(x) if adj_x is None else tf.convert_to_tensor(adj_x)
 
 
-def scatter(buffer: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
-    # TensorFlow refuses empty updates, unless there are no indices either.
-    rows = tf.minimum(tf.shape(indices)[0], tf.size(updates))
-    indices, updates = indices[:rows], updates[:rows]
-    return tf.tensor_scatter_nd_update(buffer, indices, updates)
-
-
 # Lists of tensors: as one tensor, all of it would be copied for each row.
 # `tf.TensorArray` is the same, but complains where it is never read.
 
@@ -165,6 +158,14 @@ def get_item(items: Tensor, i: Tensor, like: Tensor) -> Tensor:
         element_dtype=like.dtype,
     )
     return tf.ensure_shape(item, like.shape)
+
+
+def stack_list(items: Tensor, like: Tensor) -> Tensor:
+    return tf.raw_ops.TensorListStack(
+        input_handle=items,
+        element_shape=_known_shape(like),
+        element_dtype=like.dtype,
+    )
 
 
 def _known_shape(x: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ class _WithEnergy(NamedTuple):
     """Slopes of the state and of the energy."""
 
     f: Any  # of (t, y, args, frozen)
-    sign: float  # the direction of time
 
     def __call__(
         self, t: Scalar, state: State, args: Tree, frozen: Tree
@@ -26,7 +25,7 @@ class _WithEnergy(NamedTuple):
         dy = self.f(t, y, args, frozen)
         squares = ops.square(dy)[..., None]  # over no axes PyTorch sums all
         axes = tuple(range(1, len(squares.shape)))
-        return dy, self.sign * ops.sum(squares, axis=axes)
+        return dy, ops.sum(squares, axis=axes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +34,9 @@ class KineticEnergy:
 
     The energy of each sample is one more entry of the state: `de/dt = |f|^2`
     with `e(t0) = 0`. Every solver and every adjoint therefore supports it.
-    Where time runs backwards, `de/dt = -|f|^2`: the energy is positive. Errors
-    are judged by the state alone. The state and the evaluations of `f` are the
-    same as without the energy.
+    Where time runs backwards, `e` falls: the energy is its size. Errors are
+    judged by the state alone. The state and the evaluations of `f` are the same
+    as without the energy.
 
     Args:
         factor: Float, the factor of the energy in the loss.
@@ -52,15 +51,15 @@ class KineticEnergy:
         """Makes the state at `t0`, with the energy."""
         return y0, ops.zeros(ops.shape(y0)[:1], dtype=y0.dtype)
 
-    def field(self, f: Any, sign: float) -> _WithEnergy:
-        """Makes the right-hand side of both; `sign` is the time direction."""
-        return _WithEnergy(f, sign)
+    def field(self, f: Any) -> _WithEnergy:
+        """Makes the right-hand side of both."""
+        return _WithEnergy(f)
 
     def split(self, solution: Solution) -> Solution:
         """Splits the energy off the state, and returns it as `integral`."""
         y1, energy = solution.y1
         ys = solution.ys[0] if solution.ys else ()
-        return solution._replace(y1=y1, ys=ys, integral=energy)
+        return solution._replace(y1=y1, ys=ys, integral=ops.abs(energy))
 
     def loss(self, solution: Solution) -> Tensor:
         """Computes the penalty: `factor` times the mean energy of the batch."""

@@ -1,86 +1,76 @@
-"""A Keras layer as a pure function."""
+"""Dynamics as a pure function."""
 
+from collections.abc import Callable
+from collections.abc import Hashable
 from collections.abc import Sequence
+from typing import Protocol
 
 import keras
 from keras import ops
 
 from keras_node import backend
-from keras_node import input_checks
 from keras_node import pytree
 from keras_node.backend import _private
-from keras_node.dynamics import makeup
-from keras_node.dynamics import precision
 from keras_node.dynamics.scope import RecordingScope
 from keras_node.types import Scalar
 from keras_node.types import State
 from keras_node.types import Tensor
-from keras_node.types import Tree
 
 
-def arguments(
-    t: Tensor, y: State, context: Sequence, time_dependent: bool
-) -> Tree:
-    """Makes the input of `dynamics`: `y`, or a list of `t`, `y` and context."""
-    times = [t] if time_dependent else []
-    return [*times, y, *context] if times or context else y
+class Dynamics(Protocol):
+    """What a right-hand side is made of: a layer, or a function.
 
+    `trainable` and `frozen` are the variables that are known to be read, `eps`
+    is the precision if it is coarser than the state's. `time` maps the time
+    and the state to the time that the dynamics are called with.
+    """
 
-def symbolic_call(layer: keras.layers.Layer, inputs: Tree) -> Tree:
-    """Calls a layer on symbolic tensors, which builds it."""
-    if not (isinstance(layer, keras.Sequential) and isinstance(inputs, list)):
-        return layer(inputs)
-    # Keras 3.15 neither builds nor calls a `Sequential` on a list of inputs.
-    outputs = inputs
-    for inner in layer.layers:
-        outputs = symbolic_call(inner, outputs)
-    layer.build([x.shape for x in inputs])
-    return outputs
+    trainable: list[keras.Variable]
+    frozen: list[keras.Variable]
+    eps: float
+    draws: bool  # whether random numbers may be drawn, or variables written
+    time: Callable
+
+    def identity(self, *key: Hashable) -> object | None:
+        """Finds the object that stands for what is computed now, or `None`."""
+
+    def __call__(self, t: Tensor, y: State, context: Sequence) -> State:
+        """Computes the slope."""
 
 
 class VectorField:
-    """Right-hand side that a layer defines, and the values that it reads.
+    """Right-hand side of some dynamics, and the values that they read.
 
     Its `function` is `f(t, y, params, frozen)`, which reads its arguments
-    alone. They hold the values of all variables that the layer reads, its own
-    and others, and the tensors that it holds by an attribute or a closure.
+    alone. They hold the values of all variables that the dynamics read, and
+    the tensors that they hold by an attribute or a closure.
     `params` are those with a gradient: trainable variables, float context, and
     tensors that may depend on the inputs of a gradient. `frozen` are all
     others. Every evaluation sees the same dropout mask: otherwise the
     right-hand side would be noise that no error control could follow.
 
     Args:
-        dynamics: A built Keras layer whose output has the shape of the state.
+        dynamics: The `Dynamics`.
         context: Tensors that are handed to every evaluation.
-        y: A state. The layer is evaluated there once, to see what it reads.
-        time_dependent: Boolean, whether the layer takes the time.
-        training: Boolean or `None`, passed on to the layer.
+        y: A state. The dynamics are evaluated there once, to see what they
+            read.
 
     Raises:
-        ValueError: If the layer reads a tensor that cannot be an argument,
-            makes variables in a call, or returns no slope of the state.
+        ValueError: If the dynamics read a tensor that cannot be an argument,
+            make variables in a call, or return no slope of the state.
     """
 
-    def __init__(
-        self,
-        dynamics: keras.layers.Layer,
-        context: Sequence,
-        y: State,
-        time_dependent: bool = False,
-        training: bool | None = None,
-    ):
+    def __init__(self, dynamics: Dynamics, context: Sequence, y: State):
         self._dynamics = dynamics
         self._context = context
-        self._time_dependent = time_dependent
-        self._training = training
-        self._trainable = list(dynamics.trainable_variables)
-        self._frozen = list(dynamics.non_trainable_variables)
+        self._trainable = list(dynamics.trainable)
+        self._frozen = list(dynamics.frozen)
         self._differentiable = [
             keras.backend.is_float_dtype(u.dtype) for u in context
         ]
         self._moves = False
         self._strangers: dict[int, keras.Variable] = {}
-        dtype = keras.backend.standardize_dtype(y.dtype)
+        dtype = keras.backend.standardize_dtype(pytree.leaves(y)[0].dtype)
         for _ in range(3):  # a variable may be read because of another
             try:
                 hoisted = self._look(y, dtype)
@@ -99,19 +89,16 @@ class VectorField:
         self.params = (*self._params(dtype), _cast(hoisted.floats, dtype))
         self.frozen = (*self._frozen_values(), hoisted.others)
         dtypes = [x.dtype for x in hoisted.floats]
-        eps = precision.of_layer(dynamics)
-        self.function = _Function(hoisted, dtypes, time_dependent, eps)
+        self.function = _Function(hoisted, dtypes, dynamics.time, dynamics.eps)
 
     def _look(self, y: State, dtype: str) -> backend.Hoisted:
         """Makes arguments of all that an evaluation reads."""
-        key = (self._training, self._time_dependent, *self._differentiable)
-        identity = makeup.identity(self._dynamics, dtype, *key)
+        identity = self._dynamics.identity(dtype, *self._differentiable)
+        t = self._dynamics.time(0.0, y)
+        args = (t, y, self._params(dtype), self._frozen_values())
         # Keras's own layers read only their own variables, if they neither
         # draw nor move.
-        calm = self._training is False or not self._frozen
-        t = _time_like(0.0, y) if self._time_dependent else ()
-        args = (t, y, self._params(dtype), self._frozen_values())
-        closed = calm and identity is not None
+        closed = not self._dynamics.draws and identity is not None
         # A variable itself says `floatx` where nothing is cast.
         values = _values(self._trainable)
         self._dtypes = [
@@ -143,7 +130,7 @@ class VectorField:
     def _slope(
         self, t: Tensor, y: State, params: tuple, frozen: tuple
     ) -> State:
-        """Calls the layer with these values, and drops what it writes."""
+        """Evaluates the dynamics at these values, and drops what they write."""
         (weights, floats), (state, others) = params, frozen
         mapping = [
             *zip(
@@ -159,35 +146,28 @@ class VectorField:
             for is_float in self._differentiable
         ]
         with RecordingScope(mapping, self._strangers) as scope:
-            dy = self._evaluate(t, y, context)
+            dy = self._dynamics(t, y, context)
         self._moves |= scope.moves
-        # A layer built for another shape may return a slope that broadcasts.
-        input_checks.require_slope("dynamics", dy, tuple(y.shape))
-        return ops.cast(dy, y.dtype)
-
-    def _evaluate(self, t: Tensor, y: State, context: Sequence) -> State:
-        inputs = arguments(t, y, context, self._time_dependent)
-        return self._dynamics(inputs, training=self._training)
+        return dy
 
     def advance(self, t: Scalar, y: State) -> None:
-        """Calls the layer once at the start `y`, for its side effects, if any.
+        """Evaluates the dynamics once, for their side effects, if any.
 
         Here seeds move on, moving statistics are updated and losses are
         added.
         """
         if self._moves:
-            t = _time_like(t, y) if self._time_dependent else ()
-            self._evaluate(t, y, self._context)
+            self._dynamics(self._dynamics.time(t, y), y, self._context)
 
 
 class _Function:
-    """Function `f(t, y, params, frozen)`. It does not keep the layer alive."""
+    """Function `f(t, y, params, frozen)`. It keeps no layer alive."""
 
     def __init__(
         self,
         hoisted: backend.Hoisted,
         dtypes: list,
-        time_dependent: bool,
+        time: Callable,
         eps: float,
     ):
         # The precision of the function, which solvers ask for.
@@ -196,7 +176,7 @@ class _Function:
         # A hashable, equal if the functions are; or None: see `backend.values`.
         self.value_key = hoisted.identity and (hoisted.identity, eps)
         self._dtypes = dtypes
-        self._time_dependent = time_dependent
+        self._time = time
 
     def __call__(
         self, t: Scalar, y: State, params: tuple, frozen: tuple
@@ -204,14 +184,8 @@ class _Function:
         *weights, floats = params
         *states, others = frozen
         floats = list(map(ops.cast, floats, self._dtypes))
-        t = _time_like(t, y) if self._time_dependent else ()
-        return self._f((t, y, tuple(weights), tuple(states)), floats, others)
-
-
-def _time_like(t: Scalar, y: State) -> Tensor:
-    """Makes the time `(batch, ..., 1)` for a state `(batch, ..., n)`."""
-    t = pytree.expand(ops.convert_to_tensor(t, y.dtype), y)
-    return t + ops.zeros((*ops.shape(y)[:-1], 1), dtype=y.dtype)
+        args = (self._time(t, y), y, tuple(weights), tuple(states))
+        return self._f(args, floats, others)
 
 
 def _cast(xs: list, dtype: str) -> list:

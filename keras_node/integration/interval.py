@@ -1,5 +1,6 @@
 """The interval of integration, in time elapsed since `t0`."""
 
+from typing import Any
 from typing import NamedTuple
 
 import keras
@@ -57,6 +58,60 @@ class ElapsedField(NamedTuple):
         # Where samples have times of their own, `t` has the rank of the state.
         t = pytree.expand(self.interval.time(s), pytree.leaves(y)[0])
         slope, sign = self.f(t, y, args), self.interval.sign
-        if isinstance(sign, float) and sign == 1:
+        if not isinstance(sign, float):
+            return pytree.scale(sign, slope)
+        if sign == 1:
             return slope
         return pytree.map_leaves(lambda leaf: sign * leaf, slope)
+
+
+class Span(NamedTuple):
+    """Interval of integration whose ends are tensors, as `t0` and `t1`.
+
+    Samples may have intervals of their own. A solve counts `s` from 0 to an
+    `extent`, and `t` runs from `t0` to `t1` meanwhile. The extent is the length
+    of the interval, or of the longest one if the samples share their steps. It
+    is a unit and no gradient flows to it: the ends of the interval are
+    arguments of the right-hand side, like its weights.
+    """
+
+    t0: Tensor  # () or (batch,)
+    t1: Tensor
+    length: Tensor  # t1 - t0, which may be more exact than the ends
+
+    def time(self, s: Scalar, extent: Tensor, y: Tensor) -> Scalar:
+        """Maps `s` to `t`, for a state `y` of the rank that `s` goes with."""
+        t0, t1, rate = (
+            pytree.expand(x, y)
+            for x in (self.t0, self.t1, self.length / extent)
+        )
+        low, high = pytree.smaller(t0, t1), pytree.larger(t0, t1)
+        return ops.clip(t0 + rate * s, low, high)
+
+
+class OverSpan(NamedTuple):
+    """Slope `dy/ds` over a `Span`, as a function of `(s, y, args, frozen)`.
+
+    The span is in `args` if a gradient flows to it, else in `frozen`. The
+    extent is in `frozen`.
+    """
+
+    f: Any  # dy/dt, of (t, y, args, frozen)
+    differentiable: bool
+
+    def arguments(
+        self, span: Span, extent: Tensor, args: Tree, frozen: Tree
+    ) -> tuple[Tree, Tree]:
+        """Adds the span and the extent to the arguments of `f`."""
+        if self.differentiable:
+            return (args, span), (frozen, extent)
+        return args, ((frozen, span), extent)
+
+    def __call__(self, s: Scalar, y: State, args: Tree, frozen: Tree) -> State:
+        frozen, extent = frozen
+        if self.differentiable:
+            args, span = args
+        else:
+            frozen, span = frozen
+        t = span.time(s, extent, pytree.leaves(y)[0])
+        return pytree.scale(span.length / extent, self.f(t, y, args, frozen))

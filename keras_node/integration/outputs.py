@@ -9,8 +9,8 @@ from keras import ops
 
 from keras_node import backend
 from keras_node import pytree
-from keras_node.integration import reports
 from keras_node.integration.record import Trajectory
+from keras_node.integration.reports import Pages
 from keras_node.integration.stepper import Step
 from keras_node.integration.stepper import Stepper
 from keras_node.types import Bool
@@ -68,9 +68,9 @@ class ReportAt(Output):
     """Output that reports the state at given times.
 
     Args:
-        s_eval: Tensor of shape `(T,)`, the times elapsed since `t0`,
-            `|t - t0|`, in ascending order. The report for a time outside the
-            interval is NaN.
+        s_eval: Tensor of shape `(T,)`, or `(T, batch)` for times of each
+            sample. The times elapsed since `t0`, `|t - t0|`, in ascending
+            order. The report for a time outside the interval is NaN.
     """
 
     needs_dense = True
@@ -78,23 +78,15 @@ class ReportAt(Output):
     def __init__(self, s_eval: Tensor):
         self.s_eval = s_eval
 
-    def init(self, t: Scalar, y0: State) -> tuple[State, Tensor]:
+    def init(self, t: Scalar, y0: State) -> Pages:
+        return Pages.empty(self.s_eval, t, y0)
+
+    def step(self, carry: Pages, taken: Taken) -> Pages:
+        return carry.write(taken.accept, taken.step.dense, taken.step.y1)
+
+    def result(self, carry: Pages, success: Bool) -> Reports:
         size = ops.shape(self.s_eval)[0]
-        return reports.start(t, y0, size)
-
-    def step(
-        self, carry: tuple[State, Tensor], taken: Taken
-    ) -> tuple[State, Tensor]:
-        step = taken.step
-        return reports.write(
-            *carry, self.s_eval, taken.accept, step.dense, step.y1
-        )
-
-    def result(self, carry: tuple[State, Tensor], success: Bool) -> Reports:
-        ys, num_reported = carry
-        return Reports(
-            reports.finished(ys, num_reported, success), num_reported
-        )
+        return Reports(carry.states(size, success), carry.count)
 
 
 class Integral(Output):

@@ -119,26 +119,6 @@ def get_item(states: Tree, i: Tensor, like: State) -> State:
     )
 
 
-def rows_like(y: State, size: int) -> State:
-    """Makes a buffer of `size` states like `y`; its contents are undefined."""
-    return pytree.map_leaves(
-        lambda leaf: ops.zeros((size, *ops.shape(leaf)), dtype=leaf.dtype), y
-    )
-
-
-def write_row(buffer: State, row: Tensor, y: State) -> State:
-    """Writes a state into a row, or each sample into its own row."""
-    if len(row.shape) == 0:
-        indices = ops.reshape(row, (1, 1))
-        y = pytree.map_leaves(lambda leaf: leaf[None], y)
-    else:
-        samples = ops.arange(0, ops.shape(row)[0], dtype="int32")
-        indices = ops.stack([row, samples], axis=-1)
-    return pytree.map_leaves(
-        lambda rows, leaf: backend.scatter(rows, indices, leaf), buffer, y
-    )
-
-
 def read_row(buffer: State, row: Tensor) -> State:
     """Reads a row, or for each sample its own row."""
     if len(row.shape) == 0:

@@ -68,7 +68,7 @@ class Solution(NamedTuple):
 
     Where the solve failed, all its states are NaN. The time, the counters and
     the status are scalar tensors, or of shape `(batch,)` when each sample has
-    its own steps.
+    its own steps. So are `t` and `elapsed` when each has its own interval.
     """
 
     y1: State  # the state at t1, with the structure of y0
@@ -78,7 +78,7 @@ class Solution(NamedTuple):
     num_steps: Tensor  # steps tried: accepted and rejected
     num_accepted: Tensor  # steps accepted
     status: Tensor  # a `Status`
-    ys: State = ()  # the states at t_eval, (T, batch, ...), if asked for
+    ys: State = ()  # the states at t_eval, (T, batch, ...) whatever its shape
     integral: Tensor = ()  # the kinetic energy of each sample, if asked for
     outputs: tuple = ()  # the results of the `outputs` of `Solver.solve`
 
@@ -150,8 +150,14 @@ class Solution(NamedTuple):
 
 
 def _time(t_span: tuple, elapsed: float) -> str:
-    """Formats the time after `elapsed`, precise enough for `t_span`."""
+    """Formats the time after `elapsed`, precise enough for `t_span`.
+
+    Where `t1` is the extent of a `Span`, it is a share of the span.
+    """
     t0, t1 = t_span
+    if not isinstance(t1, float):
+        extent = float(np.max(backend.value(t1)))
+        return f"t0 + {elapsed / extent:.6g} (t1 - t0)"
     larger = max(abs(t0), abs(t1)) / abs(t1 - t0)
     digits = min(6 + math.ceil(math.log10(max(larger, 1))), 17)
     return f"{t0 + math.copysign(elapsed, t1 - t0):.{digits}g}"

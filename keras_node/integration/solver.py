@@ -30,6 +30,7 @@ class Solver(Config, abc.ABC):
 
     adaptive: ClassVar[bool] = False
     keeps_steps: ClassVar[bool] = False
+    reports_own_times: ClassVar[bool] = True  # of each sample
     per_sample: bool = False
     max_steps: int
 
@@ -57,8 +58,8 @@ class Solver(Config, abc.ABC):
         """
 
     @abc.abstractmethod
-    def over_step(self, span: float) -> "Solver":
-        """Copies the solver, with a first step over the whole `span`.
+    def over_step(self) -> "Solver":
+        """Copies the solver, with a first step over the whole interval.
 
         The copy takes one step size for the whole batch.
         """
@@ -81,7 +82,8 @@ class Solver(Config, abc.ABC):
 
         Args:
             f: The right-hand side, `f(t, y, args)`.
-            t0: Float or scalar tensor, the initial time.
+            t0: Float or tensor, the initial time. A `per_sample` solver takes
+                a tensor of shape `(batch,)`, too.
             t1: The final time. `t1 < t0` integrates backwards.
             y0: A structure of float tensors of one dtype.
             args: A structure of tensors, handed to `f`.

@@ -13,19 +13,26 @@ from keras_node import adjoints
 from keras_node import backend
 from keras_node import checks
 from keras_node import input_checks
-from keras_node import pytree
 from keras_node import registry
 from keras_node import solvers
 from keras_node.adjoints.base import Adjoint
 from keras_node.backend import _private
 from keras_node.dynamics import precision
+from keras_node.dynamics.layer import LayerDynamics
+from keras_node.dynamics.layer import arguments
+from keras_node.dynamics.layer import symbolic_call
 from keras_node.dynamics.vector_field import VectorField
-from keras_node.dynamics.vector_field import arguments
-from keras_node.dynamics.vector_field import symbolic_call
 from keras_node.integration.solution import Solution
 from keras_node.integration.solver import Solver
-from keras_node.layers import times
-from keras_node.types import State
+from keras_node.problem import Problem
+from keras_node.problem import check_adjoint
+from keras_node.problem import check_solver
+from keras_node.problem import solve
+from keras_node.times import given
+from keras_node.times.elapsed import at_ends
+from keras_node.times.elapsed import check
+from keras_node.times.elapsed import start_of
+from keras_node.times.given import Times
 from keras_node.types import Tensor
 
 # Several threads may call a new layer. Only one at a time builds it.
@@ -66,27 +73,23 @@ class ODELayer(keras.layers.Layer):
         self.stats: Any = None
         self.dynamics = checks.as_layer("dynamics", dynamics)
         self.t_span = checks.time_span("t_span", t_span)
+        self._span = Times(np.array(self.t_span), None, 0.0)
         self.t_eval = None
         if t_eval is not None:
-            known = self._checked(t_eval, known=True)
-            self.t_eval = known.values.tolist()
+            self.t_eval = self._constant_times(t_eval)
         tolerances = {"rtol": rtol, "atol": atol}
         given = {k: v for k, v in tolerances.items() if v is not None}
         self.solver = solvers.get(solver, **given)
         self.adjoint = adjoints.get(adjoint)
         self.time_dependent = checks.boolean("time_dependent", time_dependent)
-        if self.adjoint.needs_steps and not self.solver.keeps_steps:
-            names = [
-                name for name, cls in solvers.ALL.items() if cls.keeps_steps
-            ]
-            raise ValueError(
-                f"`adjoint` {self.adjoint} needs a `solver` that keeps a "
-                f"record of its steps: one of {names}. "
-                f"Received: solver={self.solver}"
-            )
+        check_adjoint(self.adjoint, self.solver)
 
     def build(
-        self, inputs_shape: tuple | list = (), t_eval_shape: tuple | None = None
+        self,
+        inputs_shape: tuple | list = (),
+        t_eval_shape: tuple | None = None,
+        t_span_shape: tuple | None = None,
+        t_eval_mask_shape: tuple | None = None,
     ) -> None:
         shapes = input_checks.shapes("inputs", inputs_shape)
         y, *context = [
@@ -126,7 +129,12 @@ class ODELayer(keras.layers.Layer):
 
     @backend.uncompiled
     def solve(
-        self, inputs: Any, t_eval: Any = None, training: bool | None = None
+        self,
+        inputs: Any,
+        t_eval: Any = None,
+        training: bool | None = None,
+        t_span: Any = None,
+        t_eval_mask: Any = None,
     ) -> Solution:
         """Integrates `inputs` and returns the whole `Solution`.
 
@@ -136,11 +144,14 @@ class ODELayer(keras.layers.Layer):
             t_eval: Times to report, as in a call, or `None` for the times of
                 the layer.
             training: Boolean, passed on to `dynamics`.
+            t_span: The interval, as in a call, or `None` for that of the layer.
+            t_eval_mask: The mask of the times, as in a call.
 
         Returns:
             A `keras_node.Solution`. It holds the final state `y1`, the counters
             `num_evals`, `num_steps` and `num_accepted`, and `success`. With
-            `t_eval` it holds the states `ys` of shape `(T, batch, ...)`. With
+            `t_eval` it holds the states `ys` of shape `(T, batch, ...)`, also
+            for times of each sample. With
             `kinetic_regularizer` it holds the energy of each sample as
             `integral`. A failed solve does not raise.
         """
@@ -149,7 +160,12 @@ class ODELayer(keras.layers.Layer):
             input_checks.unmasked("inputs", y0)
         for tensor in (y0, *context):
             input_checks.not_symbolic("inputs", tensor)
-        input_checks.not_symbolic("t_eval", t_eval)
+        for name, value in (
+            ("t_eval", t_eval),
+            ("t_span", t_span),
+            ("t_eval_mask", t_eval_mask),
+        ):
+            input_checks.not_symbolic(name, value)
         training = input_checks.as_training("training", training)
         if not self.built:
             self.build([tuple(x.shape) for x in (y0, *context)])
@@ -157,38 +173,22 @@ class ODELayer(keras.layers.Layer):
         y0 = ops.cast(y0, self._state_dtype)
         if self._casts_inputs:
             context = [_cast_floats(u, self.compute_dtype) for u in context]
-        s_eval, order = self._times_in_order(t_eval)
-        field = VectorField(
-            self.dynamics, context, y0, self.time_dependent, training
+        span, times, mask = self._times(y0.shape, t_eval, t_span, t_eval_mask)
+        dynamics = LayerDynamics(self.dynamics, self.time_dependent, training)
+        field = VectorField(dynamics, context, y0)
+        problem = Problem(
+            f=field.function,
+            y0=y0,
+            params=field.params,
+            frozen=field.frozen,
+            span=span,
+            fixed=span is self._span,
+            times=times,
+            mask=mask,
         )
-        solution = self._integrate(field, y0, s_eval)
-        field.advance(self.t_span[0], y0)
-        if s_eval is None:
-            return solution
-        back = ops.argsort(order)
-        return solution._replace(ys=ops.take(solution.ys, back, axis=0))
-
-    def _integrate(
-        self, field: VectorField, y0: State, s_eval: Tensor | None
-    ) -> Solution:
-        f, norm = field.function, None
-        if self.carried is not None:
-            t0, t1 = self.t_span
-            f = self.carried.field(f, math.copysign(1.0, t1 - t0))
-            y0 = self.carried.start(y0)
-            # The carried quantity must not affect the steps.
-            norm = pytree.RmsNorm(self.solver.per_sample, num_parts=1)
-        solution = self.adjoint.integrate(
-            self.solver,
-            f,
-            *self.t_span,
-            y0,
-            field.params,
-            field.frozen,
-            s_eval,
-            norm,
-        )
-        return self.carried.split(solution) if self.carried else solution
+        solution = solve(problem, self.solver, self.adjoint, self.carried)
+        field.advance(start_of(span, self._state_dtype), y0)
+        return solution
 
     @property
     def _state_dtype(self) -> str:
@@ -196,25 +196,39 @@ class ODELayer(keras.layers.Layer):
         dtype = self.compute_dtype
         return dtype if dtype in ("float32", "float64") else "float32"
 
-    def _times_in_order(
-        self, t_eval: Any
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Returns the elapsed times to report, sorted, and their order."""
+    def _times(
+        self, shape: tuple, t_eval: Any, t_span: Any, t_eval_mask: Any
+    ) -> tuple[Times, Times | None, Any]:
+        """Checks the interval, the times and their mask, as far as known."""
+        batch, span, mask = shape[0], self._span, None
+        if t_span is not None:
+            span = given.span_of_call("t_span", t_span, batch)
         t_eval = self.t_eval if t_eval is None else t_eval
         if t_eval is None:
-            return None, None
-        s = self._checked(t_eval).elapsed(self.t_span, self._state_dtype)
-        if isinstance(s, np.ndarray):
-            order = np.argsort(s, kind="stable").astype("int32")
-            s, order = s[order], ops.convert_to_tensor(order)
-            return ops.convert_to_tensor(s, self._state_dtype), order
-        order = ops.argsort(s)
-        return ops.take(s, order), order
+            if t_eval_mask is not None:
+                raise ValueError(
+                    "`t_eval_mask` goes with `t_eval`, and there is none. "
+                    f"Received: t_eval_mask={t_eval_mask!r}"
+                )
+            return span, None, None
+        times = given.of_call("t_eval", t_eval, batch)
+        if t_eval_mask is not None:
+            mask = given.mask_of_call("t_eval_mask", t_eval_mask, times, batch)
+        check("t_eval", t_eval, times, span, self._state_dtype, mask)
+        check_solver(self.solver, times, span)
+        return span, times, mask
 
-    def _checked(self, t_eval: Any, known: bool = False) -> times.Times:
-        return times.within(
-            "t_eval", t_eval, self.t_span, self._state_dtype, known
-        )
+    def _constant_times(self, t_eval: Any) -> list:
+        """Checks the times that the layer is made with."""
+        times = given.of_call("t_eval", t_eval, None)
+        if len(times.shape) > 1 or times.values is None:
+            raise ValueError(
+                "`t_eval` of a layer must be a vector of known times; times of "
+                f"each sample belong in the call. Received: t_eval={t_eval!r}"
+            )
+        dtype = self._state_dtype
+        check("t_eval", t_eval, times, self._span, dtype, None)
+        return at_ends(times, self._span, dtype).tolist()
 
     def get_config(self) -> dict[str, Any]:
         serialize = keras.saving.serialize_keras_object

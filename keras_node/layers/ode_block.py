@@ -10,11 +10,12 @@ from keras import tree
 from keras_node import checks
 from keras_node import input_checks
 from keras_node.adjoints.base import Adjoint
+from keras_node.backend import _private
 from keras_node.config import register
 from keras_node.dynamics.carried import KineticEnergy
 from keras_node.integration.solver import Solver
-from keras_node.layers import times
 from keras_node.layers.base import ODELayer
+from keras_node.times import given
 from keras_node.types import Tensor
 
 
@@ -77,17 +78,31 @@ class ODEBlock(ODELayer):
             list `[y0, u, ...]` with context `u, ...`: tensors of any shape
             and dtype that every evaluation of `dynamics` gets. Gradients flow
             to float context. `dynamics` must cast context of other dtypes.
-        t_eval: Times to report in place of the layer's own: a sequence, an
-            array, a variable or a tensor of shape `(T,)`. `t0` is subtracted
-            in float64 from Python and NumPy floats, from integers and from
-            float64 tensors. In compiled code JAX makes float32 of them, unless
-            float64 is enabled. In compiled code the state at a time outside
-            `t_span` is NaN.
+        t_eval: Times to report in place of the layer's own, in any order: a
+            sequence, an array, a variable, a tensor or a `keras.Input`, of
+            shape `(T,)`, or of shape `(batch, T)` for times of each sample.
+            `t0` is subtracted in float64 from Python and NumPy floats, from
+            integers and from float64 tensors. In compiled code JAX makes
+            float32 of them, unless float64 is enabled. In compiled code the
+            state at a time outside `t_span` is NaN. A gradient flows to float
+            tensors: the cotangent of the state times its slope there,
+            `dynamics(y(t))`, with every adjoint.
         training: Boolean or `None`, passed on to `dynamics`. For every value,
             random numbers in `dynamics` (dropout) are drawn once per call.
             Non-trainable state (moving statistics) is updated once per call,
             from `inputs`. Losses (`add_loss`, `activity_regularizer`) are also
             taken once per call, at `inputs`.
+        t_span: The ends `(t0, t1)` in place of the layer's own, in the forms
+            of `t_eval`: of shape `(2,)`, or of shape `(batch, 2)` for an
+            interval of each sample. Intervals may run forwards, backwards or
+            be empty: an empty one returns its input. Samples that share their
+            steps cross their intervals in the same number of steps. With a
+            `per_sample` solver they do not affect each other. Gradients flow
+            to the ends.
+        t_eval_mask: Boolean tensor of shape `(batch, T)`, or `None`. Where it
+            is `False`, the time may be anything, NaN too. The output is 0
+            there, and no gradient flows. The output carries the mask. A mask
+            that Keras has attached to `t_eval` counts.
 
     Input shape:
         `(batch, ...)`, or a list of it and the shapes of the context.
@@ -101,8 +116,9 @@ class ODEBlock(ODELayer):
         ValueError: If an argument is not as described, if the dtype of
             `t_eval` does not tell times within `t_span` apart, if `dynamics`
             changes the shape of the state or returns no floats, if the state
-            has integers, or if `adjoint` needs a record of the steps and
-            `solver` keeps none.
+            has integers, if `adjoint` needs a record of the steps and `solver`
+            keeps none, or if samples have times of their own and `solver` is
+            TensorFlow Probability's.
         keras_node.SolverError: If a solve fails in an eager call.
 
     Example:
@@ -116,6 +132,18 @@ class ODEBlock(ODELayer):
     ... )
     >>> tuple(block(np.ones((8, 4))).shape)
     (8, 3, 4)
+
+    Times and intervals of each sample:
+
+    >>> block = keras_node.ODEBlock(
+    ...     keras.layers.Dense(4), solver="tsit5", adjoint="discrete"
+    ... )
+    >>> times = np.random.uniform(size=(8, 5))
+    >>> tuple(block(np.ones((8, 4)), t_eval=times).shape)
+    (8, 5, 4)
+    >>> spans = np.random.uniform(size=(8, 2))
+    >>> tuple(block(np.ones((8, 4)), t_span=spans).shape)
+    (8, 4)
 
     Dynamics that depend on time and on context:
 
@@ -164,20 +192,38 @@ class ODEBlock(ODELayer):
         if self.kinetic_regularizer:
             self.carried = KineticEnergy(self.kinetic_regularizer)
 
-    def __call__(self, inputs: Any, t_eval: Any = None, **kwargs: Any) -> Any:
-        if t_eval is not None:
-            if times.given(t_eval) is None:
-                self._checked(t_eval)  # raises before Keras fails on it
-            kwargs["t_eval"] = _unrounded(t_eval, inputs)
+    def __call__(
+        self,
+        inputs: Any,
+        t_eval: Any = None,
+        t_span: Any = None,
+        t_eval_mask: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        if t_eval_mask is None:
+            t_eval_mask = _private.mask_of(t_eval)
+        times = {"t_eval": t_eval, "t_span": t_span}
+        for name, value in times.items():
+            if value is not None:
+                if given.given(value) is None:
+                    self._times((None,), **times, t_eval_mask=None)  # raises
+                kwargs[name] = _unrounded(value, inputs)
+        if t_eval_mask is not None:
+            kwargs["t_eval_mask"] = t_eval_mask
         return super().__call__(inputs, **kwargs)
 
     def call(
-        self, inputs: Any, t_eval: Any = None, training: bool | None = None
+        self,
+        inputs: Any,
+        t_eval: Any = None,
+        training: bool | None = None,
+        t_span: Any = None,
+        t_eval_mask: Any = None,
     ) -> Tensor:
-        solution = self.solve(inputs, t_eval=t_eval, training=training)
+        solution = self.solve(inputs, t_eval, training, t_span, t_eval_mask)
         if self.stats is not None:
             self.stats.update(solution)
-        solution.check(t_span=self.t_span)
+        solution.check(t_span=self.t_span if t_span is None else None)
         if self.carried is not None:
             loss = self.carried.loss(solution)
             self.add_loss(ops.cast(loss, keras.config.floatx()))
@@ -185,28 +231,42 @@ class ODEBlock(ODELayer):
             output = solution.y1
         else:
             output = ops.moveaxis(solution.ys, 0, 1)
-        return ops.cast(output, self.compute_dtype)
+        output = ops.cast(output, self.compute_dtype)
+        if t_eval_mask is not None:
+            _private.set_mask(output, t_eval_mask)
+        return output
 
     def compute_output_shape(
-        self, inputs_shape: tuple | list, t_eval_shape: tuple | None = None
+        self,
+        inputs_shape: tuple | list,
+        t_eval_shape: tuple | None = None,
+        t_span_shape: tuple | None = None,
+        t_eval_mask_shape: tuple | None = None,
     ) -> tuple:
         shape, *_ = input_checks.shapes("inputs", inputs_shape)
         if t_eval_shape is None and self.t_eval is not None:
             t_eval_shape = (len(self.t_eval),)
-        return (*shape[:1], *(t_eval_shape or ()), *shape[1:])
+        return (*shape[:1], *(t_eval_shape or ())[-1:], *shape[1:])
 
     def compute_output_spec(
-        self, inputs: Any, t_eval: Any = None, training: bool | None = None
+        self,
+        inputs: Any,
+        t_eval: Any = None,
+        training: bool | None = None,
+        t_span: Any = None,
+        t_eval_mask: Any = None,
     ) -> keras.KerasTensor:
         y0, _ = input_checks.inputs_to("inputs", inputs, self._num_inputs)
         if t_eval is not None:
             input_checks.unmasked("inputs", y0)
         input_checks.as_training("training", training)
-        t_eval_shape = None
-        if t_eval is not None:
-            t_eval_shape = tuple(self._checked(t_eval).values.shape)
+        _, times, mask = self._times(y0.shape, t_eval, t_span, t_eval_mask)
+        t_eval_shape = None if times is None else times.shape
         shape = self.compute_output_shape(y0.shape, t_eval_shape)
-        return keras.KerasTensor(shape, dtype=self.compute_dtype)
+        output = keras.KerasTensor(shape, dtype=self.compute_dtype)
+        if mask is not None:
+            _private.set_mask(output, mask)
+        return output
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         # A mask of the state has no axis for the times to report.
@@ -223,17 +283,18 @@ class ODEBlock(ODELayer):
         }
 
 
-def _unrounded(t_eval: Any, inputs: Any) -> Any:
+def _unrounded(times: Any, inputs: Any) -> Any:
     """Puts times into a form that Keras leaves alone before a call.
 
     Keras turns arrays into tensors, on JAX of float32 and int32.
     """
-    if ops.is_tensor(t_eval) or isinstance(t_eval, keras.KerasTensor):
-        return t_eval
-    known = times.given(t_eval)
+    if ops.is_tensor(times) or isinstance(times, keras.KerasTensor):
+        return times
+    known = given.given(times)
     if any(isinstance(x, keras.KerasTensor) for x in tree.flatten(inputs)):
         # A functional model keeps and saves the times it is made with. It
         # reads the value of a variable in each call.
-        fixed = known and known.known and not isinstance(t_eval, keras.Variable)
-        return known.values.tolist() if fixed else t_eval
-    return known or t_eval
+        if isinstance(times, keras.Variable) or known.values is None:
+            return times
+        return known.values.tolist()
+    return known

@@ -55,6 +55,7 @@ class DormandPrince(AdaptiveRungeKutta):
     """
 
     keeps_steps = False
+    reports_own_times = keras.backend.backend() != "tensorflow"
     tableau = DOPRI5
     _config_keys = ("rtol", "atol", "max_steps", "first_step")
 

@@ -141,8 +141,8 @@ class AdaptiveRungeKutta(RungeKuttaSolver):
             self.first_step = checks.positive_float("first_step", first_step)
         self.per_sample = checks.boolean("per_sample", per_sample)
 
-    def over_step(self, span: float) -> Solver:
-        return self.shared().replace(first_step=span)
+    def over_step(self) -> Solver:
+        return self.shared().replace(first_step=checks.LARGEST)
 
     def controller(self, stepper: Stepper, norm: Norm, eps: float) -> Adaptive:
         return Adaptive(
@@ -167,7 +167,7 @@ class FixedRungeKutta(RungeKuttaSolver):
         self.num_steps = checks.positive_int("num_steps", num_steps)
         self.max_steps = self.num_steps
 
-    def over_step(self, span: float) -> Solver:
+    def over_step(self) -> Solver:
         return self.replace(num_steps=1)
 
     def controller(self, stepper: Stepper, norm: Norm, eps: float) -> Fixed:

@@ -91,8 +91,8 @@ class _GuardedDormandPrince(tfp_module.DormandPrince):  # type: ignore
         status = tf.where(broken, Status.NON_FINITE, Status.SUCCESS)
         # An interval of length 0 ends where it starts. So does an empty batch:
         # the norm of its error would be 0 / 0.
-        batch = tf.shape(tree.flatten(y0)[0])[0]
-        moves = tf.logical_and(self._span > 0, batch > 0)
+        size = tf.size(tree.flatten(y0)[0])
+        moves = tf.logical_and(self._span > 0, size > 0)
         start = tf.where(moves, state.current_time, _past(self._span))
         state = state._replace(current_time=start, step_size=dt)
         return _end_if(broken, _State(*state, 0, status))

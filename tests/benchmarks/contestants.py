@@ -24,6 +24,9 @@ from typing import Any
 import numpy as np
 from works import WORKS
 from works import Framework
+from works import Work
+from works import at_shared_times
+from works import at_union
 
 # The framework of a contestant, and whether XLA compiles it.
 WAYS = {
@@ -31,7 +34,11 @@ WAYS = {
     "tf": ("tensorflow", False),
     "tf-jit": ("tensorflow", True),
     "torch": ("torch", False),
+    "torch-compile": ("torch", True),
 }
+
+# The ways of `works.oscillators` to report, beside that of `ODEBlock` itself.
+REPORTS = {"union": at_union, "shared": at_shared_times}
 
 
 # The contestants. Each takes a work and returns a step, a function that
@@ -60,21 +67,24 @@ def differentiated(
         import tensorflow as tf
 
         # What is constant would be computed once, in compiling.
-        variables, x = list(map(tf.Variable, params)), tf.Variable(x)
+        variables = list(map(tf.Variable, params))
+        inputs = tf.nest.map_structure(tf.Variable, x)
 
         @tf.function(jit_compile=jit, autograph=False)
         def step():
+            x = tf.nest.map_structure(tf.convert_to_tensor, inputs)
             if not gradient:
-                return loss(variables, tf.convert_to_tensor(x))
+                return loss(variables, x)
             with tf.GradientTape() as tape:
                 values = list(map(tf.convert_to_tensor, variables))
-                value = loss(values, tf.convert_to_tensor(x))
+                value = loss(values, x)
             return value, tape.gradient(value, variables)
 
         return step
     import torch
 
     params = [p.detach().requires_grad_(gradient) for p in params]
+    loss = torch.compile(loss) if jit else loss
 
     def step():
         value = loss(params, x)
@@ -85,8 +95,12 @@ def differentiated(
     return step
 
 
+def given(work: Work) -> list[np.ndarray]:
+    """Lists what a step gets: the inputs, and the times of each sample."""
+    return [work.inputs] if work.times is None else [work.inputs, work.times]
+
+
 def of_ours(work, way, solver, adjoint):
-    import keras
     from keras import ops
 
     from keras_node import solvers
@@ -96,22 +110,28 @@ def of_ours(work, way, solver, adjoint):
     kwargs = {"rtol": work.tolerance, "atol": work.tolerance}
     if option == ["per_sample"]:
         kwargs["per_sample"] = True
-    elif option:
+    elif option and option[0].isdigit():
         kwargs = {"num_steps": int(option[0])}
     arguments = {"solver": solvers.get(solver, **kwargs), "adjoint": adjoint}
-    if work.num_times:
+    if option and option[0] in REPORTS:
+        arguments["report"] = REPORTS[option[0]]
+    if work.num_times and work.times is None:
         arguments["t_eval"] = np.linspace(0, work.t1, work.num_times)
     if work.t1 != 1:
         arguments["t_span"] = (0.0, work.t1)
     model = work.model(**arguments)
     model.set_weights(work.keras_weights)
-    x = ops.convert_to_tensor(work.inputs)
+    inputs = list(map(ops.convert_to_tensor, given(work)))
+    x = inputs if len(inputs) > 1 else inputs[0]
     block = model.get_layer("ode")
-    below = keras.Sequential([keras.Input(x.shape[1:]), *model.layers[:1]])
+    xp = Framework(name)
 
     def count():
-        y0 = x if model.layers[0] is block else below(x)
-        return int(np.max(ops.convert_to_numpy(block.solve(y0).num_evals)))
+        start, *times = inputs
+        params = list(map(xp.array, work.params))
+        y0 = work.before(xp, start, params)
+        num_evals = block.solve(y0, *times).num_evals
+        return int(np.max(ops.convert_to_numpy(num_evals)))
 
     if name == "jax":
         fixed = [v.value for v in model.non_trainable_variables]
@@ -185,17 +205,23 @@ def of_fit(work, way, inner):
 
 
 def of_peer(work, way, integrate, count):
-    """`integrate(y0, params)` returns the state, or the states at the times."""
-    xp = Framework(WAYS[way][0])
-    x, params = xp.array(work.inputs), list(map(xp.array, work.params))
+    """`integrate(y0, params)` returns the state, or the states at the times.
 
-    def loss(params, x):
-        y = integrate(xp, work.before(xp, x, params), params)
+    It also gets the times of each sample, if there are such.
+    """
+    xp = Framework(WAYS[way][0])
+    inputs = list(map(xp.array, given(work)))
+    params = list(map(xp.array, work.params))
+
+    def loss(params, inputs):
+        x, *times = inputs
+        y = integrate(xp, work.before(xp, x, params), params, *times)
         return work.loss(xp, y, params)
 
-    step = differentiated(way, loss, params, x, work.gradient)
+    step = differentiated(way, loss, params, inputs, work.gradient)
+    x, *times = inputs
     return step, functools.partial(
-        count, xp, work.before(xp, x, params), params
+        count, xp, work.before(xp, x, params), params, *times
     )
 
 
@@ -210,9 +236,14 @@ def of_diffrax(work, way, solver, adjoint):
         nonlocal calls
         calls += 1
 
-    def integrate(xp, y0, params, field=work.field):
-        times = {"ts": jnp.linspace(0.0, work.t1, work.num_times)}
-        saveat = times if work.num_times else {"t1": True}
+    def integrate(xp, y0, params, times=None, field=work.field):
+        if times is not None and len(times.shape) > 1:
+            return jax.vmap(
+                lambda y0, ts: integrate(xp, y0, params, ts, field)
+            )(y0, times)
+        if work.num_times and times is None:
+            times = jnp.linspace(0.0, work.t1, work.num_times)
+        saveat = {"t1": True} if times is None else {"ts": times}
         kind = getattr(diffrax, adjoint)
         ys = diffrax.diffeqsolve(
             diffrax.ODETerm(lambda t, y, args: field(xp, t, y, args)),
@@ -231,13 +262,13 @@ def of_diffrax(work, way, solver, adjoint):
         ).ys
         return ys if work.num_times else ys[0]
 
-    def count(xp, y0, params):
+    def count(xp, y0, params, *times):
         def counting(xp, t, y, args):
             jax.debug.callback(called)
             return work.field(xp, t, y, args)
 
         solve = functools.partial(integrate, xp, field=counting)
-        jax.block_until_ready(jax.jit(solve)(y0, params))
+        jax.block_until_ready(jax.jit(solve)(y0, params, *times))
         jax.effects_barrier()
         return calls
 
@@ -257,24 +288,31 @@ def of_torchdiffeq(work, way, solver, adjoint):
             self.calls += 1
             return work.field(self.xp, t, y, self.values)
 
-    def solve(field, y0):
+    def solve(field, y0, own=None):
         times = torch.linspace(0, work.t1, work.num_times or 2)
+        if own is not None:
+            # It has one list of times: all of them, from end to end.
+            times = torch.cat([times[[0, -1]], own.flatten()])
+            times, places = torch.unique(times, return_inverse=True)
         options = {"rtol": work.tolerance, "atol": work.tolerance}
         odeint = getattr(torchdiffeq, adjoint)
         if adjoint == "odeint_adjoint":
             options["adjoint_params"] = tuple(field.values)
         ys = odeint(field, y0, times, method=solver, **options)
+        if own is not None:
+            samples = torch.arange(len(y0))[:, None]
+            return ys[places[2:].reshape(own.shape), samples]
         return ys if work.num_times else ys[-1]
 
-    def count(xp, y0, params):
+    def count(xp, y0, params, *times):
         field = Field(xp, params)
-        solve(field, y0)
+        solve(field, y0, *times)
         return field.calls
 
     return of_peer(
         work,
         way,
-        lambda xp, y0, params: solve(Field(xp, params), y0),
+        lambda xp, y0, params, *times: solve(Field(xp, params), y0, *times),
         count,
     )
 
@@ -283,24 +321,25 @@ def of_torchode(work, way, solver, adjoint):
     import torch
     import torchode
 
-    def solve(xp, y0, params):
+    def solve(xp, y0, params, times=None):
         term = torchode.ODETerm(lambda t, y: work.field(xp, t, y, params))
         method = torchode.interface.METHODS[solver](term=term)
         controller = torchode.IntegralController(
             work.tolerance, work.tolerance, term=term
         )
         adjoint = torchode.AutoDiffAdjoint(method, controller)
-        times = torch.linspace(0, work.t1, work.num_times or 2)
-        times = times.expand(len(y0), -1)
-        problem = torchode.InitialValueProblem(y0, t_eval=times)
+        if times is None:
+            times = torch.linspace(0, work.t1, work.num_times or 2)
+            times = times.expand(len(y0), -1)
+        start, end = torch.tensor([[0.0], [work.t1]]).expand(-1, len(y0))
+        problem = torchode.InitialValueProblem(y0, start, end, times)
         return adjoint.solve(problem, term)
 
-    def count(xp, y0, params):
-        return int(solve(xp, y0, params).stats["n_f_evals"].max())
+    def count(xp, y0, params, *times):
+        solution = solve(xp, y0, params, *times)
+        return int(solution.stats["n_f_evals"].max())
 
-    return of_peer(
-        work, way, lambda *args: solve(*args).ys.transpose(0, 1), count
-    )
+    return of_peer(work, way, lambda *args: solve(*args).ys, count)
 
 
 def of_tfp(work, way, solver, adjoint):

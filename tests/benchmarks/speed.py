@@ -112,6 +112,12 @@ BOUTS = {
         + diffrax("Backsolve")[:1],
         pairs(["tsit5"], ["discrete"], ("torch",)) + TORCHDIFFEQ,
     ],
+    "times": [
+        pairs(["tsit5", "tsit5+shared", "tsit5+union"], ["discrete"])
+        + diffrax("RecursiveCheckpoint")[:1]
+        + ["torchode torch tsit5 none", "torchode torch-compile tsit5 none"],
+        TORCHDIFFEQ[:1],  # minutes a step
+    ],
 }
 
 
@@ -215,6 +221,13 @@ GOALS = [
     ("loop", "ours jax tsit5 discrete", "torchode", 3),
     ("long", "ours jax tsit5 discrete", "diffrax jax tsit5 Rec", 1.5),
     ("long", "ours tf-jit tsit5 discrete", "diffrax jax tsit5 Rec", 1.5),
+    ("times", "ours jax tsit5 discrete", "diffrax", 1),
+    ("times", "ours tf-jit tsit5 discrete", "diffrax", 1),
+    ("times", "ours jax tsit5 discrete", "torchode", 1),
+    ("times", "ours torch tsit5 discrete", "torchode", 1),
+    ("times", "ours jax tsit5 discrete", "ours jax tsit5+shared", 1 / 1.5),
+    ("times", "ours tf-jit tsit5 discrete", "ours tf-jit tsit5+s", 1 / 1.5),
+    ("times", "ours torch tsit5 discrete", "ours torch tsit5+shared", 1 / 1.5),
 ]
 
 

@@ -26,6 +26,7 @@ class Work(NamedTuple):
     t1: float = 1.0
     tolerance: float = 1e-3
     num_times: int = 0  # reported, instead of the end alone
+    times: np.ndarray | None = None  # of each sample, (batch, num_times)
     gradient: bool = True
 
 
@@ -333,6 +334,92 @@ def long_solve(framework) -> Work:
     )
 
 
+# The ways to report oscillators of a batch: each at its own times, which takes
+# all at the times of all where there are no others, or all at the same ones.
+
+
+def at_own_times(block, y0, times):
+    return block(y0, t_eval=times)
+
+
+def at_union(block, y0, times):
+    from keras import ops
+
+    union = ops.sort(ops.reshape(times, (-1,)))
+    ys = block(y0, t_eval=union)
+    places = ops.searchsorted(union, ops.reshape(times, (-1,)))
+    places = ops.reshape(places, (-1, times.shape[1], 1))
+    return ops.take_along_axis(ys, places, axis=1)
+
+
+def at_shared_times(block, y0, times):
+    return block(y0, t_eval=np.linspace(0, 3, times.shape[1]))
+
+
+def oscillators(framework, batch=256, num_times=20) -> Work:
+    """2-16, an ODE over 16-32-32-16, 16-2 at 20 times of each sample.
+
+    A batch of the data of diffrax's latent ODE: decaying oscillators, each seen
+    at times of its own.
+    """
+    rng = np.random.default_rng(0)
+    y0 = rng.normal(size=(batch, 1, 2))
+    end = rng.uniform(2, 3, (batch, 1))
+    times = np.sort(rng.uniform(0, end, (batch, num_times)))
+    params = [
+        *dense_params(2, 16),
+        *dense_params(16, 32, 32, 16),
+        *dense_params(16, 2),
+    ]
+    # dx/dt = 1.3 v - 0.1 x, dv/dt = -x - 0.1 v
+    x, v = y0[..., 0], y0[..., 1]
+    w = 1.3**0.5
+    cos, sin = np.cos(w * times), np.sin(w * times)
+    data = np.stack([x * cos + w * v * sin, v * cos - x / w * sin], axis=-1)
+    data = (np.exp(-0.1 * times)[..., None] * data).astype("float32")
+
+    def loss(xp, ys, params):
+        kernel, bias = params[-2:]
+        return xp.mean((ys @ kernel + bias - xp.array(data)) ** 2)
+
+    def model(report=at_own_times, **arguments):
+        import keras
+
+        import keras_node
+
+        x, times = keras.Input((2,)), keras.Input((num_times,))
+        block = keras_node.ODEBlock(
+            [
+                keras.layers.Dense(32, "tanh"),
+                keras.layers.Dense(32, "tanh"),
+                keras.layers.Dense(16, "tanh"),
+            ],
+            name="ode",
+            **arguments,
+        )
+        ys = report(block, keras.layers.Dense(16)(x), times)
+        return keras.Model([x, times], keras.layers.Dense(2)(ys))
+
+    def keras_loss(ys):
+        from keras import ops
+
+        return 2 * mean_square(ys - ops.convert_to_tensor(data))
+
+    return Work(
+        inputs=y0[:, 0].astype("float32"),
+        params=params,
+        keras_weights=params,
+        before=lambda xp, x, params: x @ params[0] + params[1],
+        field=lambda xp, t, y, params: perceptron(xp, y, params[2:-2]),
+        loss=loss,
+        model=model,
+        keras_loss=keras_loss,
+        t1=3.0,
+        num_times=num_times,
+        times=times.astype("float32"),
+    )
+
+
 WORKS = {
     "tutorial": tutorial,
     "forward": functools.partial(tutorial, gradient=False),
@@ -340,4 +427,5 @@ WORKS = {
     "conv": ode_net,
     "loop": van_der_pol,
     "long": long_solve,
+    "times": oscillators,
 }

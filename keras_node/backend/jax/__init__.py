@@ -35,14 +35,10 @@ def hoist(
     f: Callable, args: tuple, identity: Hashable, closed: bool
 ) -> Hoisted:
     leaves, treedef = jax.tree.flatten(args)
-    program = jax.make_jaxpr(lambda *xs: f(*jax.tree.unflatten(treedef, xs)))(
-        *leaves
-    )
-    # A tensor that is being differentiated is a tracer.
-    differentiable = [
-        isinstance(x, jax.core.Tracer) and jnp.issubdtype(x.dtype, jnp.floating)
-        for x in program.consts
-    ]
+    program, out = jax.make_jaxpr(
+        lambda *xs: f(*jax.tree.unflatten(treedef, xs)), return_shape=True
+    )(*leaves)
+    differentiable = [is_tracked(x) for x in program.consts]
     pairs = list(zip(program.consts, differentiable, strict=True))
     floats = [x for x, is_float in pairs if is_float]
     others = [x for x, is_float in pairs if not is_float]
@@ -55,10 +51,9 @@ def hoist(
         floats, others = iter(floats), iter(others)
         consts = [next(floats if x else others) for x in differentiable]
         run = jaxpr_as_fun(ClosedJaxpr(jaxpr, consts))
-        (out,) = run(*jax.tree.leaves(args))
-        return out
+        return jax.tree.unflatten(structure, run(*jax.tree.leaves(args)))
 
-    jaxpr = program.jaxpr
+    jaxpr, structure = program.jaxpr, jax.tree.structure(out)
     return Hoisted(evaluate, floats, others, identity)
 
 
@@ -106,10 +101,6 @@ def _of_integers(cotangent: Tensor) -> Tensor:
     return cotangent
 
 
-def scatter(buffer: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
-    return buffer.at[tuple(indices.T)].set(updates)
-
-
 def new_list(like: Tensor, size: int) -> Tensor:
     return jnp.zeros((size, *like.shape), like.dtype)
 
@@ -122,11 +113,22 @@ def get_item(items: Tensor, i: Tensor, like: Tensor) -> Tensor:
     return lax.dynamic_index_in_dim(items, i, 0, keepdims=False)
 
 
+def stack_list(items: Tensor, like: Tensor) -> Tensor:
+    return items
+
+
 def value(x: Tensor) -> np.ndarray | None:
     try:  # `jax.grad` traces outside of `jax.jit` as well, and knows values
         return np.asarray(_private.concrete_or_error(None, x))
     except jax.errors.ConcretizationTypeError:
         return None
+
+
+def is_tracked(x: Tensor) -> bool:
+    # A tensor that is being differentiated is a tracer.
+    return isinstance(x, jax.core.Tracer) and jnp.issubdtype(
+        x.dtype, jnp.floating
+    )
 
 
 @contextlib.contextmanager

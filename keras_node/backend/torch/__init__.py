@@ -91,7 +91,7 @@ class _Once(torch.autograd.Function):
         raise NotImplementedError(
             "The gradient of a solve cannot be differentiated once more: "
             "second derivatives, as of a penalty on gradients, are not "
-            "available through an `ODEBlock`."
+            "available through a solve."
         )
 
 
@@ -152,25 +152,26 @@ def add_scaled(x: Tensor, factor: Scalar, y: Tensor) -> Tensor:
     return torch.addcmul(x, factor, y)
 
 
-def scatter(buffer: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
-    # In place: a solve owns its buffers, and no gradient is taken by them.
-    if indices.shape == (1, 1):
-        return buffer.index_copy_(0, indices[0].long(), updates)
-    buffer[tuple(indices.T)] = updates
-    return buffer
-
-
 def new_list(like: Tensor, size: int) -> Tensor:
     return like.new_empty((size, *like.shape))
 
 
 def set_item(items: Tensor, i: Tensor, x: Tensor) -> Tensor:
+    # In place: a solve owns its lists, and no gradient is taken by them.
     # `items[i] = x` could not be captured: it asks for the value of `i`.
     return items.index_copy_(0, i.long()[None], x[None])
 
 
 def get_item(items: Tensor, i: Tensor, like: Tensor) -> Tensor:
     return items.index_select(0, i[None])[0]
+
+
+def stack_list(items: Tensor, like: Tensor) -> Tensor:
+    return items
+
+
+def is_tracked(x: Tensor) -> bool:
+    return x.requires_grad and torch.is_grad_enabled()
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from keras_node.backend.hoisted import Hoisted
 from keras_node.backend.hoisted import as_it_is
+from keras_node.types import Tree
 
 # Size of moving statistics and the like. In tensors up to this size the values
 # tell whether they were written: not every operation counts up their version.
@@ -119,9 +120,10 @@ class _Look(TorchFunctionMode):
         ]
 
 
-def _roots(out: torch.Tensor) -> list:
+def _roots(out: Tree) -> list:
     """Finds the tensors that the gradient of `out` accumulates in."""
-    roots, seen, waiting = [], set(), [out.grad_fn]
+    roots, seen = [], set()
+    waiting = [x.grad_fn for x in optree.tree_leaves(out)]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:

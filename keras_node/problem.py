@@ -1,0 +1,115 @@
+"""Initial value problems over given spans, reported at given times."""
+
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+from keras_node import pytree
+from keras_node import solvers
+from keras_node.adjoints.base import Adjoint
+from keras_node.integration.interval import OverSpan
+from keras_node.integration.solution import Solution
+from keras_node.integration.solver import Solver
+from keras_node.times.elapsed import as_span
+from keras_node.times.elapsed import as_tensor
+from keras_node.times.elapsed import elapsed
+from keras_node.times.elapsed import extent_of
+from keras_node.times.given import Times
+from keras_node.times.reporting import Reporting
+from keras_node.types import State
+from keras_node.types import Tree
+
+
+class Problem(NamedTuple):
+    """Initial value problem `dy/dt = f(t, y)`, `y(t0) = y0`."""
+
+    f: Callable  # of (t, y, params, frozen)
+    y0: State
+    params: Tree  # what a gradient flows to, beside `y0`
+    frozen: Tree  # what else `f` reads
+    span: Times  # the ends of the interval, (2,) or (batch, 2)
+    fixed: bool  # whether the span is a pair of floats that stays the same
+    times: Times | None = None  # to report, (T,) or (batch, T)
+    mask: Any = None  # (batch, T), false where a time does not count
+
+
+def solve(
+    problem: Problem, solver: Solver, adjoint: Adjoint, carried: Any = None
+) -> Solution:
+    """Solves a problem, differentiable by `y0`, `params`, the span and times.
+
+    Args:
+        problem: The problem.
+        solver: The solver.
+        adjoint: The adjoint.
+        carried: What is integrated beside the state: see `dynamics.carried`.
+
+    Returns:
+        A `Solution`, whose `ys` are `(T, batch, ...)`, in the order of the
+        times given.
+    """
+    f: Any = problem.f
+    y0, norm = problem.y0, None
+    span, times = problem.span, problem.times
+    dtype = keras.backend.standardize_dtype(pytree.leaves(y0)[0].dtype)
+    if carried is not None:
+        f, y0 = carried.field(f), carried.start(y0)
+        # The carried quantity must not affect the steps.
+        norm = pytree.RmsNorm(solver.per_sample, num_parts=1)
+    args, frozen = problem.params, problem.frozen
+    extent = extent_of(span, dtype, solver.per_sample)
+    t0: Any = 0.0
+    t1: Any = extent
+    if problem.fixed:
+        t0, t1 = span.values.tolist()
+    else:
+        ends = as_span(span, dtype)
+        t1 = as_tensor(extent, dtype)
+        f = OverSpan(f, span.moves)
+        args, frozen = f.arguments(ends, t1, args, frozen)
+    reporting, s_eval = None, None
+    if times is not None:
+        since = elapsed(times, span, extent, dtype, problem.mask)
+        reporting = Reporting.of(since, problem.mask, dtype)
+        s_eval = reporting.s_eval
+    moves = times is not None and (times.moves or span.moves)
+    solution = adjoint.integrate(
+        solver, f, t0, t1, y0, args, frozen, s_eval, norm, moves
+    )
+    if not problem.fixed:
+        rate = ends.length / t1
+        reached = ends.t0 + rate * solution.t
+        solution = solution._replace(
+            t=ops.where(solution.success, ends.t1, reached),
+            elapsed=ops.abs(rate) * solution.elapsed,
+        )
+    if reporting is not None:
+        solution = solution._replace(ys=reporting.returned(solution.ys))
+    return carried.split(solution) if carried is not None else solution
+
+
+def check_adjoint(adjoint: Adjoint, solver: Solver) -> None:
+    """Refuses an adjoint that needs more of the steps than the solver keeps."""
+    if adjoint.needs_steps and not solver.keeps_steps:
+        names = [name for name, cls in solvers.ALL.items() if cls.keeps_steps]
+        raise ValueError(
+            f"`adjoint` {adjoint} needs a `solver` that keeps a record of its "
+            f"steps: one of {names}. Received: solver={solver}"
+        )
+
+
+def check_solver(solver: Solver, times: Times, span: Times) -> None:
+    """Refuses times of each sample if the solver cannot report at them."""
+    own = max(len(times.shape), len(span.shape)) > 1
+    if own and not solver.reports_own_times:
+        names = [
+            name for name in solvers.ALL if solvers.get(name).reports_own_times
+        ]
+        raise ValueError(
+            "`t_eval` of shape `(batch, T)`, or `t_span` of shape "
+            f"`(batch, 2)` with `t_eval`, needs a `solver` among {names}. "
+            f"Received: solver={solver}"
+        )
