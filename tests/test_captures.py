@@ -335,6 +335,20 @@ def test_an_eager_call_is_compiled_once(solver, adjoint):
     assert np.abs(run()[0] - first[0]) > 0.1
 
 
+def test_an_eager_call_sees_that_its_context_is_longer():
+    """The mean divides by a length, which is a number in a program."""
+    y, u = keras.Input((2,)), keras.Input((None, 2))
+    mean = layers.GlobalAveragePooling1D()(u)
+    block = keras_node.ODEBlock(
+        keras.Model([y, u], layers.Add()([y, mean])), solver="euler"
+    )
+    short, long = (
+        numpy(block([ops.ones((3, 2)), ops.ones((3, size, 2))]))
+        for size in (2, 5)
+    )
+    np.testing.assert_allclose(short, long, rtol=1e-6)
+
+
 @pytest.mark.skipif(BACKEND != "torch", reason="modules of PyTorch's")
 @pytest.mark.parametrize("adjoint", adjoints.ALL)
 def test_a_module_of_pytorch_trains(adjoint):

@@ -45,7 +45,9 @@ def hoist(
     identity = identity or text_of(program)
     if identity is not None:
         chosen = jax.config.jax_default_matmul_precision
-        identity = (identity, chosen, tuple(differentiable))
+        # The program is for these shapes alone.
+        shapes = tuple(program.in_avals)
+        identity = (identity, chosen, tuple(differentiable), shapes)
 
     def evaluate(args, floats, others):
         floats, others = iter(floats), iter(others)
