@@ -32,11 +32,17 @@ def vjp(f: Callable, args: tuple, cotangent: Tree) -> tuple[Tree, tuple]:
 
 
 def _apart(args: Tree) -> Tree:
-    """Copies repeated tensors: a tape would take all places for one."""
+    """Copies repeated tensors, and those from outside of this graph.
+
+    A tape would take all places for one. A graph that has read a tensor from
+    outside before reads it by its copy from then on, which no tape watches.
+    """
+    eager, graph = tf.executing_eagerly(), tf.compat.v1.get_default_graph()
     seen = set()
 
     def apart(x):
-        if id(x) in seen:
+        outside = not eager and getattr(x, "graph", None) is not graph
+        if id(x) in seen or outside:
             return tf.identity(x)
         seen.add(id(x))
         return x
