@@ -288,31 +288,24 @@ def of_torchdiffeq(work, way, solver, adjoint):
             self.calls += 1
             return work.field(self.xp, t, y, self.values)
 
-    def solve(field, y0, own=None):
+    def solve(field, y0):
         times = torch.linspace(0, work.t1, work.num_times or 2)
-        if own is not None:
-            # It has one list of times: all of them, from end to end.
-            times = torch.cat([times[[0, -1]], own.flatten()])
-            times, places = torch.unique(times, return_inverse=True)
         options = {"rtol": work.tolerance, "atol": work.tolerance}
         odeint = getattr(torchdiffeq, adjoint)
         if adjoint == "odeint_adjoint":
             options["adjoint_params"] = tuple(field.values)
         ys = odeint(field, y0, times, method=solver, **options)
-        if own is not None:
-            samples = torch.arange(len(y0))[:, None]
-            return ys[places[2:].reshape(own.shape), samples]
         return ys if work.num_times else ys[-1]
 
-    def count(xp, y0, params, *times):
+    def count(xp, y0, params):
         field = Field(xp, params)
-        solve(field, y0, *times)
+        solve(field, y0)
         return field.calls
 
     return of_peer(
         work,
         way,
-        lambda xp, y0, params, *times: solve(Field(xp, params), y0, *times),
+        lambda xp, y0, params: solve(Field(xp, params), y0),
         count,
     )
 
