@@ -9,19 +9,17 @@ import numpy as np
 from keras import ops
 from keras import tree
 
-from keras_node import adjoints
 from keras_node import backend
 from keras_node import input_checks
 from keras_node import pytree
-from keras_node import solvers
 from keras_node.adjoints.base import Adjoint
 from keras_node.dynamics.function import FunctionDynamics
 from keras_node.dynamics.vector_field import VectorField
 from keras_node.integration.solution import Solution
 from keras_node.integration.solver import Solver
 from keras_node.problem import Problem
-from keras_node.problem import check_adjoint
 from keras_node.problem import check_solver
+from keras_node.problem import methods
 from keras_node.problem import solve
 from keras_node.times import given
 from keras_node.times.elapsed import check
@@ -108,11 +106,7 @@ def solve_ivp(
             "`args` must be a tuple, one with a comma if it has one item: "
             f"`args=(a,)`. Received: args={args!r}"
         )
-    tolerances = {"rtol": rtol, "atol": atol}
-    tolerances = {k: v for k, v in tolerances.items() if v is not None}
-    solver = solvers.get(solver, **tolerances)
-    adjoint = adjoints.get(adjoint)
-    check_adjoint(adjoint, solver)
+    solver, adjoint = methods(solver, adjoint, rtol, atol)
     dtype = keras.backend.standardize_dtype(pytree.leaves(y0)[0].dtype)
     args = tree.map_structure(lambda x: _as_argument(x, dtype), tuple(args))
     batch = _batch(y0)
@@ -132,15 +126,7 @@ def solve_ivp(
     dynamics = FunctionDynamics(fun, args, own)
     tensors = [x for x in tree.flatten(args) if ops.is_tensor(x)]
     field = VectorField(dynamics, tensors, y0)
-    problem = Problem(
-        f=field.function,
-        y0=y0,
-        params=field.params,
-        frozen=field.frozen,
-        span=span,
-        fixed=False,
-        times=times,
-    )
+    problem = Problem(field, y0, span, fixed=False, times=times)
     solution = solve(problem, solver, adjoint)
     field.advance(start_of(span, dtype), y0)
     return solution

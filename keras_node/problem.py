@@ -1,15 +1,16 @@
 """Initial value problems over given spans, reported at given times."""
 
-from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
 
 import keras
 from keras import ops
 
+from keras_node import adjoints
 from keras_node import pytree
 from keras_node import solvers
 from keras_node.adjoints.base import Adjoint
+from keras_node.dynamics.vector_field import VectorField
 from keras_node.integration.interval import OverSpan
 from keras_node.integration.solution import Solution
 from keras_node.integration.solver import Solver
@@ -20,16 +21,13 @@ from keras_node.times.elapsed import extent_of
 from keras_node.times.given import Times
 from keras_node.times.reporting import Reporting
 from keras_node.types import State
-from keras_node.types import Tree
 
 
 class Problem(NamedTuple):
     """Initial value problem `dy/dt = f(t, y)`, `y(t0) = y0`."""
 
-    f: Callable  # of (t, y, params, frozen)
+    field: VectorField  # the right-hand side, and what it reads
     y0: State
-    params: Tree  # what a gradient flows to, beside `y0`
-    frozen: Tree  # what else `f` reads
     span: Times  # the ends of the interval, (2,) or (batch, 2)
     fixed: bool  # whether the span is a pair of floats that stays the same
     times: Times | None = None  # to report, (T,) or (batch, T)
@@ -51,7 +49,7 @@ def solve(
         A `Solution`, whose `ys` are `(T, batch, ...)`, in the order of the
         times given.
     """
-    f: Any = problem.f
+    f: Any = problem.field.function
     y0, norm = problem.y0, None
     span, times = problem.span, problem.times
     dtype = keras.backend.standardize_dtype(pytree.leaves(y0)[0].dtype)
@@ -59,7 +57,7 @@ def solve(
         f, y0 = carried.field(f), carried.start(y0)
         # The carried quantity must not affect the steps.
         norm = pytree.RmsNorm(solver.per_sample, num_parts=1)
-    args, frozen = problem.params, problem.frozen
+    args, frozen = problem.field.params, problem.field.frozen
     extent = extent_of(span, dtype, solver.per_sample)
     t0: Any = 0.0
     t1: Any = extent
@@ -91,14 +89,22 @@ def solve(
     return carried.split(solution) if carried is not None else solution
 
 
-def check_adjoint(adjoint: Adjoint, solver: Solver) -> None:
-    """Refuses an adjoint that needs more of the steps than the solver keeps."""
+def methods(
+    solver: Any, adjoint: Any, rtol: float | None, atol: float | None
+) -> tuple[Solver, Adjoint]:
+    """Finds the solver and the adjoint that are meant, and whether they go
+    together: an adjoint may need more of the steps than the solver keeps.
+    """
+    tolerances = {"rtol": rtol, "atol": atol}
+    given = {k: v for k, v in tolerances.items() if v is not None}
+    solver, adjoint = solvers.get(solver, **given), adjoints.get(adjoint)
     if adjoint.needs_steps and not solver.keeps_steps:
         names = [name for name, cls in solvers.ALL.items() if cls.keeps_steps]
         raise ValueError(
             f"`adjoint` {adjoint} needs a `solver` that keeps a record of its "
             f"steps: one of {names}. Received: solver={solver}"
         )
+    return solver, adjoint
 
 
 def check_solver(solver: Solver, times: Times, span: Times) -> None:

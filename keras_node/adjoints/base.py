@@ -110,52 +110,38 @@ class Adjoint(Config, abc.ABC):
         reports = s_eval is not None
         known = isinstance(t1, float)
 
+        def unpacked(inputs, constants):
+            y0, args, moving = inputs
+            frozen, fixed, extent = constants
+            times, end = moving if moves else fixed, t1 if known else extent
+            return y0, args, times, _Frozen(f, frozen), end
+
         @backend.full_products()
         def forward(inputs, constants, keeps):
-            y0, args, times = inputs
-            frozen, fixed, extent = constants
-            times = times if moves else fixed
+            y0, args, times, right, end = unpacked(inputs, constants)
             outputs = (ReportAt(times),) if reports else ()
             if keeps:
                 outputs += self.outputs(solver)
-            end = t1 if known else extent
-            solution = solver.solve(
-                _Frozen(f, frozen), t0, end, y0, args, outputs, norm
-            )
-            solution, num_reported, kept = _split(solution, reports)
-            residuals = (inputs, constants, solution, num_reported, kept)
-            return solution, residuals
+            solution = solver.solve(right, t0, end, y0, args, outputs, norm)
+            found = _split(solution, reports)
+            return found[0], (inputs, constants, *found)
 
         @backend.full_products()
         def backward(residuals, cotangent):
-            inputs, constants, solution, num_reported, kept = residuals
-            y0, args, times = inputs
-            frozen, fixed, extent = constants
-            times = times if moves else fixed
-            end = t1 if known else extent
-            interval = Interval.between(t0, end, solution.t.dtype)
-            solve = Solve(
-                solver=solver,
-                f=ElapsedField(_Frozen(f, frozen), interval),
-                t_span=(t0, end),
-                y0=y0,
-                args=args,
-                s_eval=times if reports else None,
-                num_reported=num_reported,
-                solution=solution,
-                kept=kept,
-            )
+            inputs, constants, *found = residuals
+            y0, args, times, right, end = unpacked(inputs, constants)
+            s_eval = times if reports else None
+            solve = _as_solve(solver, right, (t0, end), y0, args, s_eval, found)
             cotangent = Cotangent(cotangent.y1, cotangent.ys)
             gradients = self._scaled(solve, cotangent)
             return *gradients, _pull_times(solve, cotangent) if moves else ()
 
         key = (self, solver, f, t0, t1 if known else (), reports, moves, norm)
-        times, fixed = (s_eval, ()) if moves else ((), s_eval)
-        if not reports:
-            times = fixed = ()
+        times = s_eval if reports else ()
+        moving, fixed = (times, ()) if moves else ((), times)
         constants = (frozen, fixed, () if known else t1)
         function = backend.custom_vjp(forward, backward, key)
-        return function((y0, args, times), constants)
+        return function((y0, args, moving), constants)
 
     def _scaled(self, solve: Solve, cotangent: Cotangent) -> tuple[State, Tree]:
         """Pulls back a cotangent of size 1, and scales the result.
@@ -195,6 +181,32 @@ def _split(solution: Solution, reports: bool) -> tuple[Solution, Tree, Tree]:
         return solution, (), kept
     (ys, num_reported), *others = kept
     return solution._replace(ys=ys), num_reported, tuple(others)
+
+
+def _as_solve(
+    solver: Solver,
+    f: RightHandSide,
+    t_span: tuple,
+    y0: State,
+    args: Tree,
+    s_eval: Tensor | None,
+    found: list,
+) -> Solve:
+    """Joins a forward solve and what `_split` found."""
+    solution, num_reported, kept = found
+    t0, t1 = t_span
+    interval = Interval.between(t0, t1, solution.t.dtype)
+    return Solve(
+        solver=solver,
+        f=ElapsedField(f, interval),
+        t_span=t_span,
+        y0=y0,
+        args=args,
+        s_eval=s_eval,
+        num_reported=num_reported,
+        solution=solution,
+        kept=kept,
+    )
 
 
 @backend.jit

@@ -9,12 +9,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_node import adjoints
 from keras_node import backend
 from keras_node import checks
 from keras_node import input_checks
 from keras_node import registry
-from keras_node import solvers
 from keras_node.adjoints.base import Adjoint
 from keras_node.backend import _private
 from keras_node.dynamics import precision
@@ -25,8 +23,8 @@ from keras_node.dynamics.vector_field import VectorField
 from keras_node.integration.solution import Solution
 from keras_node.integration.solver import Solver
 from keras_node.problem import Problem
-from keras_node.problem import check_adjoint
 from keras_node.problem import check_solver
+from keras_node.problem import methods
 from keras_node.problem import solve
 from keras_node.times import given
 from keras_node.times.elapsed import at_ends
@@ -77,12 +75,8 @@ class ODELayer(keras.layers.Layer):
         self.t_eval = None
         if t_eval is not None:
             self.t_eval = self._constant_times(t_eval)
-        tolerances = {"rtol": rtol, "atol": atol}
-        given = {k: v for k, v in tolerances.items() if v is not None}
-        self.solver = solvers.get(solver, **given)
-        self.adjoint = adjoints.get(adjoint)
+        self.solver, self.adjoint = methods(solver, adjoint, rtol, atol)
         self.time_dependent = checks.boolean("time_dependent", time_dependent)
-        check_adjoint(self.adjoint, self.solver)
 
     def build(
         self,
@@ -176,16 +170,8 @@ class ODELayer(keras.layers.Layer):
         span, times, mask = self._times(y0.shape, t_eval, t_span, t_eval_mask)
         dynamics = LayerDynamics(self.dynamics, self.time_dependent, training)
         field = VectorField(dynamics, context, y0)
-        problem = Problem(
-            f=field.function,
-            y0=y0,
-            params=field.params,
-            frozen=field.frozen,
-            span=span,
-            fixed=span is self._span,
-            times=times,
-            mask=mask,
-        )
+        fixed = span is self._span
+        problem = Problem(field, y0, span, fixed, times, mask)
         solution = solve(problem, self.solver, self.adjoint, self.carried)
         field.advance(start_of(span, self._state_dtype), y0)
         return solution
