@@ -12,6 +12,7 @@ from keras_node import pytree
 from keras_node import solvers
 from keras_node.adjoints import replay
 from keras_node.adjoints.base import Solve
+from keras_node.integration import report_cotangents
 from keras_node.integration import reports
 from keras_node.integration import step_size
 from keras_node.integration.controller import Adaptive
@@ -195,7 +196,7 @@ def test_cotangents_of_reports_come_back_through_the_polynomial(per_sample):
 
     adj_ys = tensor(np.array([7.0, 2.0, -1.0]).reshape(3, 1, 1) * [[1], [10]])
     no = ops.convert_to_tensor(False)
-    cotangents = reports.Cotangents.of(s_eval, adj_ys, y)
+    cotangents = report_cotangents.Cotangents.of(s_eval, adj_ys, y)
     left, adj_y, adj_q = cotangents.pull(count, no, dense)
     assert (numpy(left) == 1).all()
     weights = np.array([2.0, -1.0])

@@ -14,7 +14,7 @@ from keras_node.adjoints import replay
 from keras_node.adjoints.base import Adjoint
 from keras_node.adjoints.base import Cotangent
 from keras_node.adjoints.base import Solve
-from keras_node.integration import reports
+from keras_node.integration import report_cotangents
 from keras_node.integration.dense import Dense
 from keras_node.integration.outputs import Output
 from keras_node.integration.outputs import Record
@@ -185,7 +185,7 @@ class AlongTrajectoryAdjoint(Adjoint):
         def to_report(s, left, adj_y, adj_args):
             """Goes back to the last report before `s`, or the step's start."""
             report = ops.maximum(left - 1, 0)
-            time = reports.time_of(solve.s_eval, report)
+            time = report_cotangents.time_of(solve.s_eval, report)
             inside = ops.logical_or(first, time > dense.t)
             due = ops.logical_and(left > 0, inside)
             halt = pytree.smaller(pytree.larger(time, dense.t), s)
@@ -193,7 +193,7 @@ class AlongTrajectoryAdjoint(Adjoint):
             adj_y, adj_args = self._descend(
                 backward, solve, dense, s, stop, adj_y, adj_args
             )
-            adj = reports.cotangent(cotangent.adj_ys, report, due)
+            adj = report_cotangents.cotangent(cotangent.adj_ys, report, due)
             left = left - ops.cast(due, "int32")
             return stop, left, pytree.add(adj_y, adj), adj_args
 

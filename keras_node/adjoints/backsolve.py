@@ -12,7 +12,7 @@ from keras_node.adjoints.base import Adjoint
 from keras_node.adjoints.base import Cotangent
 from keras_node.adjoints.base import Solve
 from keras_node.config import register
-from keras_node.integration import reports
+from keras_node.integration import report_cotangents
 from keras_node.integration.record import read_row
 from keras_node.integration.solution import Status
 from keras_node.integration.solver import Solver
@@ -92,7 +92,7 @@ class BacksolveAdjoint(Adjoint):
             expected = pytree.where(reported, row, solve.y0)
             start, end = (ops.take(times, i, axis=0) for i in (j + 1, j))
             _, adj_y, adj_args = self._back(solve, start, end, state, expected)
-            adj = reports.cotangent(cotangent.adj_ys, j - 1, reported)
+            adj = report_cotangents.cotangent(cotangent.adj_ys, j - 1, reported)
             return j - 1, (expected, pytree.add(adj_y, adj), adj_args)
 
         last = ops.shape(times)[0] - 2

@@ -183,15 +183,7 @@ def _split(solution: Solution, reports: bool) -> tuple[Solution, Tree, Tree]:
     return solution._replace(ys=ys), num_reported, tuple(others)
 
 
-def _as_solve(
-    solver: Solver,
-    f: RightHandSide,
-    t_span: tuple,
-    y0: State,
-    args: Tree,
-    s_eval: Tensor | None,
-    found: list,
-) -> Solve:
+def _as_solve(solver, f, t_span, y0, args, s_eval, found):
     """Joins a forward solve and what `_split` found."""
     solution, num_reported, kept = found
     t0, t1 = t_span

@@ -14,7 +14,7 @@ from keras_node.config import register
 from keras_node.integration.dense import Dense
 from keras_node.integration.outputs import Output
 from keras_node.integration.outputs import Record
-from keras_node.integration.reports import Cotangents
+from keras_node.integration.report_cotangents import Cotangents
 from keras_node.integration.solver import Solver
 from keras_node.types import State
 from keras_node.types import Tree

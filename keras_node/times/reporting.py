@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_node import pytree
-from keras_node.integration.reports import outer
+from keras_node.integration.pages import outer
 from keras_node.times.elapsed import Elapsed
 from keras_node.types import State
 from keras_node.types import Tensor
