@@ -8,7 +8,6 @@ from keras import ops
 
 from keras_node.backend import _private
 from keras_node.integration.solution import Solution
-from keras_node.layers.base import ODELayer
 
 __all__ = ["SolverStats"]
 
@@ -33,7 +32,9 @@ class SolverStats(keras.callbacks.Callback):
     - `ode_failed`: the share of solves that failed.
 
     Each is the mean over the calls of the block, and with a `per_sample`
-    solver also over the samples. The entries of the validation are
+    solver also over the samples. A call of a layer that solves more than once,
+    such as `layers.ODERNN`, counts as one solve: all evaluations and steps are
+    added. The entries of the validation are
     `val_ode_evals` and so on. The entries show in the progress bar when the
     epoch ends, in `History`, and in every callback after this one in the list
     (`CSVLogger`, `TensorBoard`). The first epoch in which a solve of a block
@@ -69,7 +70,7 @@ class SolverStats(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict | None = None) -> None:
         self._blocks = {}
         for layer in _private.layers_of(self.model):
-            if isinstance(layer, ODELayer):
+            if hasattr(layer, "stats"):
                 layer.stats = _Counters()
                 self._blocks[self._free_name(layer.name)] = layer
         self._recompile()

@@ -76,6 +76,15 @@ def boolean(name: str, value: Any) -> bool:
     )
 
 
+def one_of(name: str, value: Any, known: tuple[str, ...]) -> str:
+    if isinstance(value, str) and value in known:
+        return value
+    raise ValueError(
+        f"`{name}` must be one of {', '.join(map(repr, known))}. "
+        f"Received: {name}={value!r}"
+    )
+
+
 def layer_arguments(given: dict[str, Any]) -> dict[str, Any]:
     """Checks the base layer arguments that older versions of Keras do not."""
     boolean("trainable", given.get("trainable", True))

@@ -18,6 +18,7 @@ from keras_node.dynamics.vector_field import VectorField
 from keras_node.integration.solution import Solution
 from keras_node.integration.solver import Solver
 from keras_node.problem import Problem
+from keras_node.problem import check_jumps
 from keras_node.problem import check_solver
 from keras_node.problem import methods
 from keras_node.problem import solve
@@ -40,6 +41,7 @@ def solve_ivp(
     adjoint: str | Adjoint = "discrete",
     rtol: float | None = None,
     atol: float | None = None,
+    jump_times: Any = None,
 ) -> Solution:
     """Solves the initial value problem `dy/dt = fun(t, y)`, `y(t0) = y0`.
 
@@ -77,6 +79,9 @@ def solve_ivp(
             name, or `None` for that solver's default. Defaults to `None`.
         atol: Float, absolute tolerance per step for a solver given by its
             name, or `None` for that solver's default. Defaults to `None`.
+        jump_times: Times at which `fun` may jump, of shape `(J,)`, or of shape
+            `(batch, J)` for times of each sample, as in a call of `ODEBlock`.
+            Defaults to `None`.
 
     Returns:
         A `keras_node.Solution`. It holds the final state `y1`, with `t_eval`
@@ -117,6 +122,11 @@ def solve_ivp(
         own = own or len(times.shape) > 1
         check("t_eval", t_eval, times, span, dtype, None)
         check_solver(solver, times, span)
+    jumps = None
+    if jump_times is not None:
+        jumps = given.jumps_of_call("jump_times", jump_times, batch)
+        check_jumps(solver)
+        own = own or (jumps is not None and len(jumps.shape) > 1)
     if own and batch is None:
         raise ValueError(
             "`y0` must have a batch axis, of one size for all of its tensors, "
@@ -126,7 +136,7 @@ def solve_ivp(
     dynamics = FunctionDynamics(fun, args, own)
     tensors = [x for x in tree.flatten(args) if ops.is_tensor(x)]
     field = VectorField(dynamics, tensors, y0)
-    problem = Problem(field, y0, span, fixed=False, times=times)
+    problem = Problem(field, y0, span, fixed=False, times=times, jumps=jumps)
     solution = solve(problem, solver, adjoint)
     field.advance(start_of(span, dtype), y0)
     return solution

@@ -103,14 +103,14 @@ def inputs_to(
         raise ValueError(
             f"`{name}` must be the state, or a list of the state and the "
             f"context that `dynamics` is called with, here {many}. "
-            f"Received: {name}={[_described(x) for x in given]}"
+            f"Received: {name}={[described(x) for x in given]}"
         )
     initial, *context = given
     require_state(name, initial)
     for x in context:
         if not (hasattr(x, "shape") and hasattr(x, "dtype")):
             raise ValueError(
-                f"`{name}` must hold tensors. Received: {_described(x)}"
+                f"`{name}` must hold tensors. Received: {described(x)}"
             )
     return initial, context
 
@@ -121,7 +121,7 @@ def require_state(name: str, value: Any) -> None:
         raise ValueError(
             f"`{name}` must be a tensor of floats of shape `(batch, ...)`, "
             "alone or first in a list: cast integers before the block. "
-            f"Received: {name}={_described(value)}"
+            f"Received: {name}={described(value)}"
         )
 
 
@@ -140,7 +140,7 @@ def unmasked(name: str, value: Any) -> None:
         raise ValueError(
             f"`{name}` must have no mask where times are reported that the "
             "block was not made with: the mask has no place for them. "
-            f"Received: {_described(value)} with a mask"
+            f"Received: {described(value)} with a mask"
         )
 
 
@@ -152,7 +152,7 @@ def call_dynamics(name: str, network: Callable, inputs: Any) -> Any:
         given = inputs if isinstance(inputs, list) else [inputs]
         raise ValueError(
             f"`{name}` cannot be called with what the block has for it: "
-            f"{error}\nReceived: {[_described(x) for x in given]}"
+            f"{error}\nReceived: {[described(x) for x in given]}"
         ) from error
 
 
@@ -170,11 +170,11 @@ def require_slope(name: str, value: Any, shape: tuple) -> None:
     ):
         raise ValueError(
             f"`{name}` must return one tensor of floats of the shape of the "
-            f"state, here {shape}. Received: {_described(value)}"
+            f"state, here {shape}. Received: {described(value)}"
         )
 
 
-def _described(value: Any) -> str:
+def described(value: Any) -> str:
     """Describes a value; the values of a tensor are left out.
 
     They may be many, and on another device.

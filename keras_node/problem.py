@@ -1,5 +1,6 @@
 """Initial value problems over given spans, reported at given times."""
 
+import math
 from typing import Any
 from typing import NamedTuple
 
@@ -11,14 +12,17 @@ from keras_node import pytree
 from keras_node import solvers
 from keras_node.adjoints.base import Adjoint
 from keras_node.dynamics.vector_field import VectorField
-from keras_node.integration.interval import OverSpan
 from keras_node.integration.solution import Solution
 from keras_node.integration.solver import Solver
+from keras_node.integration.span import Course
+from keras_node.integration.span import OverSpan
+from keras_node.integration.span import unmoved
 from keras_node.times.elapsed import as_span
 from keras_node.times.elapsed import as_tensor
 from keras_node.times.elapsed import elapsed
 from keras_node.times.elapsed import extent_of
 from keras_node.times.given import Times
+from keras_node.times.jumps import Jumps
 from keras_node.times.reporting import Reporting
 from keras_node.types import State
 
@@ -32,6 +36,7 @@ class Problem(NamedTuple):
     fixed: bool  # whether the span is a pair of floats that stays the same
     times: Times | None = None  # to report, (T,) or (batch, T)
     mask: Any = None  # (batch, T), false where a time does not count
+    jumps: Times | None = None  # of the right-hand side, (L,) or (batch, L)
 
 
 def solve(
@@ -59,25 +64,41 @@ def solve(
         norm = pytree.RmsNorm(solver.per_sample, num_parts=1)
     args, frozen = problem.field.params, problem.field.frozen
     extent = extent_of(span, dtype, solver.per_sample)
+    moves = _moves(problem)
+    fixed = problem.fixed and problem.jumps is None
+    s_jumps: Any = None
     t0: Any = 0.0
-    t1: Any = extent
-    if problem.fixed:
+    if fixed:
         t0, t1 = span.values.tolist()
     else:
-        ends = as_span(span, dtype)
-        t1 = as_tensor(extent, dtype)
-        f = OverSpan(f, span.moves)
-        args, frozen = f.arguments(ends, t1, args, frozen)
+        ends, course = _over_span(problem, extent, dtype)
+        if problem.jumps is not None:
+            s_jumps = course.jumps
+        t1, f = course.extent, OverSpan(f, moves)
+        args, frozen = f.arguments(ends, course, args, frozen)
     reporting, s_eval = None, None
     if times is not None:
-        since = elapsed(times, span, extent, dtype, problem.mask)
+        still = span if s_jumps is None else span.still()
+        since = elapsed(times, still, extent, dtype, problem.mask)
         reporting = Reporting.of(since, problem.mask, dtype)
         s_eval = reporting.s_eval
-    moves = times is not None and (times.moves or span.moves)
+        if moves and s_jumps is not None:
+            s_eval = unmoved(ends, course, s_eval)
+        moves = moves or times.moves
     solution = adjoint.integrate(
-        solver, f, t0, t1, y0, args, frozen, s_eval, norm, moves
+        solver,
+        f,
+        t0,
+        t1,
+        y0,
+        args,
+        frozen,
+        s_eval,
+        norm,
+        moves and times is not None,
+        s_jumps,
     )
-    if not problem.fixed:
+    if not fixed:
         rate = ends.length / t1
         reached = ends.t0 + rate * solution.t
         solution = solution._replace(
@@ -87,6 +108,22 @@ def solve(
     if reporting is not None:
         solution = solution._replace(ys=reporting.returned(solution.ys))
     return carried.split(solution) if carried is not None else solution
+
+
+def _moves(problem: Problem) -> bool:
+    """Tells whether a gradient may flow to the ends or to the jumps."""
+    jumps = problem.jumps
+    return problem.span.moves or (jumps is not None and jumps.moves)
+
+
+def _over_span(problem: Problem, extent: Any, dtype: str) -> tuple:
+    """Makes the `Span` of a problem, and the `Course` over it."""
+    ends = as_span(problem.span, dtype)
+    course = Course(as_tensor(extent, dtype))
+    if problem.jumps is None:
+        return ends, course
+    jumps = Jumps.of(problem.jumps, problem.span, extent, dtype)
+    return ends._replace(jumps=jumps.t), course._replace(jumps=jumps.s)
 
 
 def methods(
@@ -107,6 +144,12 @@ def methods(
     return solver, adjoint
 
 
+def finest_rtol(solver: Solver, adjoint: Adjoint) -> float:
+    """Returns the smallest `rtol` of both solves, or infinity."""
+    solves = (solver, getattr(adjoint, "solver", None))
+    return min(getattr(one, "rtol", math.inf) for one in solves)
+
+
 def check_solver(solver: Solver, times: Times, span: Times) -> None:
     """Refuses times of each sample if the solver cannot report at them."""
     own = max(len(times.shape), len(span.shape)) > 1
@@ -118,4 +161,14 @@ def check_solver(solver: Solver, times: Times, span: Times) -> None:
             "`t_eval` of shape `(batch, T)`, or `t_span` of shape "
             f"`(batch, 2)` with `t_eval`, needs a `solver` among {names}. "
             f"Received: solver={solver}"
+        )
+
+
+def check_jumps(solver: Solver) -> None:
+    """Refuses a solver whose steps cannot end where the slope jumps."""
+    if not solver.stops_at_jumps:
+        names = [name for name, x in solvers.ALL.items() if x.stops_at_jumps]
+        raise ValueError(
+            f"`jump_times` needs a `solver` among {names}, whose steps can end "
+            f"at any time. Received: solver={solver}"
         )

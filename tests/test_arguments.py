@@ -44,6 +44,26 @@ CONFIGS = (
 OBJECTS = (3, 1j, True, "eulerish", [], ["tsit5"], np.ones(2), object, *CONFIGS)
 NETWORKS = (*OBJECTS, np.tanh, [np.tanh], layers.Dense, solvers.Tsit5())
 FLAGS = (0, 1, "yes", [True], np.array(True))
+OPTIONS_OF_RNN = (
+    "elapsed",
+    "return_sequences",
+    "return_state",
+    "go_backwards",
+    "stateful",
+    "unroll",
+    "zero_output_for_mask",
+)
+# What Keras finds by a name.
+PARTS = (
+    "activation",
+    "recurrent_activation",
+    "recurrent_initializer",
+    "bias_initializer",
+    "recurrent_regularizer",
+    "bias_regularizer",
+    "recurrent_constraint",
+    "bias_constraint",
+)
 BAD = {
     "rtol": NUMBERS,
     "atol": NUMBERS,
@@ -55,7 +75,17 @@ BAD = {
     "per_sample": FLAGS,
     "time_dependent": FLAGS,
     "kinetic_regularizer": NUMBERS[1:],
+    "method": ("cubic", "", 1, None, ["linear"]),
+    "derivative": FLAGS,
+    "interpolation": ("previous", "", 1, None, ["linear"]),
+    "initial": NETWORKS,
     "dims": COUNTS,
+    "units": COUNTS,
+    "cell": (*OBJECTS, layers.GRUCell, layers.Dense(4), [layers.GRUCell(4)]),
+    "evolve": ("Before", "", b"after", True, 1, ["before"], ("before",)),
+    **dict.fromkeys(OPTIONS_OF_RNN, FLAGS),
+    "use_bias": FLAGS,
+    **dict.fromkeys(PARTS, ("no such", 3, object(), {"class_name": "No"})),
     "axis": (0, 1.0, NAN, "1", True, [1], np.array(1), int),
     "dynamics": NETWORKS,
     "layer": NETWORKS,
@@ -70,6 +100,14 @@ BAD = {
 # What is bad in one class alone.
 BAD_IN = {
     "ODEBlock": {"dtype": ("int32", "bool", "complex64")},
+    "ODERNN": {
+        "dtype": ("int32", "bool", "complex64"),
+        "cell": (layers.StackedRNNCells([layers.GRUCell(4)]),),
+    },
+    "CDEBlock": {
+        "dtype": ("int32", "bool", "complex64"),
+        "solver": ("euler", "rk4", "dormand_prince"),
+    },
     "BacksolveAdjoint": {"solver": ("tsit5",)},
     "InterpolatingAdjoint": {"solver": ("tsit5", solvers.RK4())},
     "GaussAdjoint": {
@@ -86,6 +124,12 @@ def _is_matrix(times):
     return isinstance(times, list) and times[:1] == [[0.5]]
 
 
+def _has_any_times(times):
+    """Tells whether times of jumps may be these: outside, NaN or none."""
+    empty = isinstance(times, np.ndarray) and times.shape == (0,)
+    return empty or str(times) in ("[]", "[1.5]", "[-0.1]", "[nan]", "[inf]")
+
+
 INPUTS = (None, "x", 1.0, 1, object(), lambda: X, layers.Dense(4))
 INPUTS += ([], {}, [X, X], (X, None), {"x": X}, [[1.0, 2.0]], np.float32(1))
 INPUTS += tuple(X.astype(dtype) for dtype in ("int32", "bool", "complex64"))
@@ -96,6 +140,11 @@ BAD_AT_CALL = {
     # Empty, or of each sample: both are good at a call.
     "t_span": [span for span in SPANS[1:-4] if span != ((0, 0), (1, 1))],
     "t_eval_mask": (True, "yes", [True], [[1, 0]], np.ones((3, 2)), NAN),
+    "jump_times": [
+        times
+        for times in TIMES
+        if not (_is_matrix(times) or _has_any_times(times))
+    ],
 }
 # What is bad at a call of three samples, with times of each.
 BAD_OF_EACH = [
@@ -111,6 +160,9 @@ BAD_OF_EACH = [
     ("t_span", {"t_span": [(0, 1), (0, 1), (0, NAN)]}),
     ("t_span", {"t_span": [(0, 1, 2)] * 3}),
     ("t_span", {"t_span": np.zeros((3, 2, 1))}),
+    ("jump_times", {"jump_times": np.full((2, 2), 0.5)}),
+    ("jump_times", {"jump_times": np.full((3, 2, 1), 0.5)}),
+    ("jump_times", {"jump_times": [[0.5], [0.5], [0.2, 0.3]]}),
     ("t_eval_mask", {"t_eval_mask": np.ones((3, 2), bool)}),
     (
         "t_eval_mask",
@@ -140,6 +192,12 @@ GOOD = {
     "per_sample": (True, False),
     "time_dependent": (True, False),
     "kinetic_regularizer": (None, 0, *EDGES),
+    "units": (1, np.int64(7), 2**31 - 1),
+    "evolve": ("before", "after"),
+    **dict.fromkeys((*OPTIONS_OF_RNN, "use_bias"), (True, False)),
+    "method": ("previous", "linear", "hermite"),
+    "derivative": (True, False),
+    "interpolation": ("linear", "hermite"),
     "dims": (1, np.int64(7), 2**31 - 1),
     "axis": (1, -1, np.int64(-2), 5),
     "t_span": ((1, 0), [0, 1e30], np.array([-1e30, 1e30]), (1, 1 + 1e-12)),
@@ -187,8 +245,15 @@ def parameters(cls):
 # What must be given.
 GIVEN = {
     "ODEBlock": {"dynamics": layers.Dense(4)},
+    "CDEBlock": {"dynamics": layers.Dense(4)},
     "ConcatSquash": {"layer": layers.Dense(4)},
     "Augment": {"dims": 2},
+    "GRUODE": {"units": 4},
+    "ODERNN": {
+        "cell": layers.GRUCell(4),
+        "dynamics": layers.Dense(4),
+        "solver": "tsit5",
+    },
 }
 
 
@@ -225,6 +290,7 @@ def test_every_argument_of_every_public_class_has_its_bad_values():
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_bad_values_are_refused(cls):
     for name, may_be_none in parameters(cls).items():
+        may_be_none = may_be_none or name in PARTS
         values = BAD[name] if may_be_none else (*BAD[name], None)
         for value in values:
             assert_refused(name, make, cls, **{name: value})
@@ -324,7 +390,7 @@ def test_dynamics_must_keep_the_shape_at_every_call():
 
 @pytest.mark.parametrize("name", BAD_AT_CALL)
 def test_bad_values_at_a_call_are_refused(name):
-    made = block(solver="euler")
+    made = block(solver="tsit5" if name == "jump_times" else "euler")
     made(X)
     state = keras.Input((4,))
     for value in BAD_AT_CALL[name]:
@@ -344,7 +410,7 @@ def test_bad_values_at_a_call_are_refused(name):
 
 @pytest.mark.parametrize("name, arguments", BAD_OF_EACH)
 def test_bad_values_of_each_sample_are_refused(name, arguments):
-    made = block(solver="euler")
+    made = block(solver="tsit5" if name == "jump_times" else "euler")
     assert_refused(name, made.solve, X, **arguments)
     assert_refused(name, made, X, **arguments)
 
@@ -361,6 +427,14 @@ def test_times_of_each_sample_need_a_native_solver():
     with pytest.raises(ValueError, match=r"'tsit5'.*Received: solver"):
         made(keras.Input((4,)), t_eval=keras.Input((None,)))
     assert made(X, t_span=spans).shape == (3, 4)
+
+
+@pytest.mark.parametrize("solver", ["dormand_prince", "rk4", "euler"])
+def test_jumps_need_a_solver_that_can_stop_at_them(solver):
+    made = block(solver=solver)
+    for inputs in (X, keras.Input((4,))):
+        with pytest.raises(ValueError, match=r"`jump_times`.*'tsit5'"):
+            made(inputs, jump_times=[0.5])
 
 
 def test_what_is_not_one_tensor_is_refused_before_the_layer_is_built():
@@ -392,10 +466,70 @@ def test_bad_symbolic_values_are_refused():
         (keras_node.layers.ConcatSquash(layers.Dense(4)), [X]),
         (keras_node.layers.ConcatTime(), [X, X[:, :1]]),
         (keras_node.layers.Augment(2), [X, X]),
+        (keras_node.layers.Interpolate(), [X, X]),
+        (keras_node.layers.CDEBlock(layers.Dense(4)), [X, X]),
     ],
 )
 def test_layers_want_their_inputs(layer, inputs):
     assert_refused("inputs", layer, inputs)
+
+
+SERIES = np.ones((3, 5, 4), "float32")
+TIMES_OF_SERIES = np.tile(np.arange(5.0), (3, 1))
+BAD_SERIES = [
+    ("inputs", SERIES, {}),
+    ("inputs", [SERIES], {}),
+    ("inputs", [SERIES] * 3, {}),
+    ("inputs", [SERIES.astype("int32"), TIMES_OF_SERIES], {}),
+    ("inputs", [SERIES[..., 0], TIMES_OF_SERIES], {}),
+    ("inputs", [SERIES[:, :0], TIMES_OF_SERIES[:, :0]], {}),
+    ("inputs", [None, TIMES_OF_SERIES], {}),
+    ("t", [SERIES, SERIES], {}),
+    ("t", [SERIES, "12345"], {}),
+    ("t", [SERIES, None], {}),
+    ("t", [SERIES, TIMES_OF_SERIES[:, 1:]], {}),
+    ("t", [SERIES, TIMES_OF_SERIES[1:]], {}),
+    ("t", [SERIES, TIMES_OF_SERIES[:, ::-1]], {}),
+    ("t", [SERIES, TIMES_OF_SERIES * NAN], {}),
+    ("t", [SERIES, [0.0, 1.0, 2.0, 3.0, INF]], {}),
+    ("mask", [SERIES, TIMES_OF_SERIES], {"mask": np.ones((3, 4), bool)}),
+    ("mask", [SERIES, TIMES_OF_SERIES], {"mask": np.ones((2, 5), bool)}),
+    ("mask", [SERIES, TIMES_OF_SERIES], {"mask": np.ones((3, 5))}),
+    ("mask", [SERIES, TIMES_OF_SERIES], {"mask": np.ones(3, bool)}),
+    ("mask", [SERIES, TIMES_OF_SERIES], {"mask": "yes"}),
+    *(
+        ("initial_state", [SERIES, TIMES_OF_SERIES], {"initial_state": states})
+        for states in ([], [X, X], [X[:, :3]], [X[:2]], X[0])
+    ),
+    ("training", [SERIES, TIMES_OF_SERIES], {"training": 2}),
+]
+
+
+@pytest.mark.parametrize("name, inputs, arguments", BAD_SERIES)
+def test_bad_series_are_refused(name, inputs, arguments):
+    made = make(keras_node.layers.ODERNN)
+    assert_refused(name, made, inputs, **arguments)
+
+
+def test_series_must_fit_the_layer():
+    cls = keras_node.layers.ODERNN
+    series = [SERIES, TIMES_OF_SERIES]
+    assert_refused("t", make(cls, elapsed=True), [SERIES, -series[1]])
+    assert_refused("dynamics", make(cls, dynamics=layers.Dense(3)), series)
+    unknown = [keras.Input((None, 4)), keras.Input((None,))]
+    assert_refused("inputs", make(cls, unroll=True), unknown)
+    assert_refused("inputs", make(cls, stateful=True), unknown)
+    stateful = make(cls, stateful=True, cell=layers.GRUCell(4))
+    stateful(series)
+    assert_refused("inputs", stateful, [SERIES[:2], TIMES_OF_SERIES[:2]])
+    for cell in (Function(lambda x: x), Narrow()):
+        cell.state_size = 4
+        assert_refused("cell", make(cls, cell=cell), series)
+
+
+class Narrow(layers.Layer):
+    def call(self, x, states):
+        return x, [x[:, :3]]
 
 
 def test_an_axis_must_be_one_of_the_input():

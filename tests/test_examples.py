@@ -1,5 +1,6 @@
 """Each example for one short run."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pytest
 from helpers import slow_on
 
 from keras_node import adjoints
@@ -14,20 +16,35 @@ from keras_node import adjoints
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run(name, *args, cwd):
-    return subprocess.run(
-        [sys.executable, EXAMPLES / name, *args],
-        cwd=cwd,
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Runs an example in this process, which has imported everything."""
+
+    def run(name, *args, **constants):
+        path = str(EXAMPLES / name)
+        spec = importlib.util.spec_from_file_location("example", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        for constant, value in constants.items():
+            setattr(module, constant, value)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", [name, *map(str, args)])
+        module.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+@slow_on("jax")
+def test_mnist_learns_saves_and_draws(tmp_path):
+    result = subprocess.run(
+        [sys.executable, EXAMPLES / "mnist.py", "--epochs", "2"],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
-
-
-@slow_on("jax")
-def test_mnist_learns_saves_and_draws(tmp_path):
-    result = run("mnist.py", "--epochs", "2", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "equal predictions, bit for bit" in result.stdout
     accuracy = float(result.stdout.split("epoch  2")[1].split()[3].strip("%"))
@@ -38,12 +55,9 @@ def test_mnist_learns_saves_and_draws(tmp_path):
     assert model.count_params() == 15700 + 540 + 210
 
 
-@slow_on("jax")
-def test_mnist_says_in_a_sentence_what_does_not_go_together(tmp_path):
-    result = run("mnist.py", "--adjoint", "discrete", cwd=tmp_path)
-    assert result.returncode != 0
-    assert "Traceback" not in result.stderr
-    assert "Received: solver=DormandPrince" in result.stderr
+def test_mnist_says_in_a_sentence_what_does_not_go_together(run):
+    with pytest.raises(SystemExit, match="Received: solver=DormandPrince"):
+        run("mnist.py", "--adjoint", "discrete")
 
 
 def test_mnist_ships_the_digits_it_says():
@@ -52,21 +66,16 @@ def test_mnist_ships_the_digits_it_says():
         assert data["labels"].tolist()[:10] == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
 
 
-@slow_on("jax")
-def test_mnist_says_in_a_sentence_that_the_data_is_missing(tmp_path):
-    result = run(
-        "mnist.py", "--dataset", "mnist", "--data-dir", tmp_path, cwd=tmp_path
-    )
-    assert result.returncode != 0
-    assert "Traceback" not in result.stderr
-    assert result.stderr.strip().splitlines()[-1].startswith("MNIST is not")
+@slow_on("jax", "torch")  # what it imports is TensorFlow's
+def test_mnist_says_in_a_sentence_that_the_data_is_missing(run, tmp_path):
+    with pytest.raises(SystemExit, match="^MNIST is not"):
+        run("mnist.py", "--dataset", "mnist", "--data-dir", tmp_path)
 
 
 @slow_on("jax", "tensorflow")
-def test_mnist_compares_the_adjoints(tmp_path):
-    result = run("mnist.py", "--compare", "--epochs", "1", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    table = result.stdout.split("|---|\n")[1].splitlines()
+def test_mnist_compares_the_adjoints(run, tmp_path):
+    out = run("mnist.py", "--compare", "--epochs", "1")
+    table = out.split("|---|\n")[1].splitlines()
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table]
     assert [row[0] for row in rows] == [
         "dormand_prince, backsolve",
@@ -84,20 +93,42 @@ def test_mnist_compares_the_adjoints(tmp_path):
 
 
 @slow_on("jax", "tensorflow")
-def test_spiral_learns_and_draws(tmp_path):
-    result = run("spiral.py", "--epochs", "1", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "60/60" in result.stdout
-    error = float(re.search(r"rms error of the fit (\S+),", result.stdout)[1])
+def test_spiral_learns_and_draws(run, tmp_path):
+    stages = (1.0, 0.03, 30), (12.0, 0.003, 8)
+    out = run("spiral.py", "--epochs", "1", STAGES=stages)
+    assert "30/30" in out
+    error = float(re.search(r"rms error of the fit (\S+),", out)[1])
     assert error < 0.5
     assert (tmp_path / "spiral.png").read_bytes().startswith(b"\x89PNG")
 
 
 @slow_on("jax", "tensorflow")
-def test_two_moons_come_apart(tmp_path):
-    result = run("two_moons.py", "--epochs", "4", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "20/20" in result.stdout
-    accuracy = float(re.search(r"test accuracy (\S+)%", result.stdout)[1])
+def test_two_moons_come_apart(run, tmp_path):
+    out = run("two_moons.py", "--epochs", "4")
+    assert "20/20" in out
+    accuracy = float(re.search(r"test accuracy (\S+)%", out)[1])
     assert accuracy > 90
     assert (tmp_path / "two_moons.png").read_bytes().startswith(b"\x89PNG")
+
+
+@slow_on("jax", "tensorflow")
+def test_forced_finds_the_physics(run, tmp_path):
+    out = run("forced.py", "--epochs", "2", KNOTS=np.linspace(0, 3, 11))
+    mass, stiffness = map(float, re.findall(r"(\S+) \(\S+\)", out)[-2:])
+    assert abs(mass - 0.5) < 0.2 and abs(stiffness - 2) < 0.8
+    assert (tmp_path / "forced.png").read_bytes().startswith(b"\x89PNG")
+
+
+@slow_on("torch", "tensorflow")
+def test_latent_ode_goes_on(run, tmp_path):
+    out = run("latent_ode.py", "--epochs", "3")
+    within, after = map(float, re.findall(r"(\d\.\d+)", out)[-2:])
+    assert within < 0.7 and after < 1
+    assert (tmp_path / "latent_ode.png").read_bytes().startswith(b"\x89PNG")
+
+
+@slow_on("jax", "tensorflow")
+def test_neural_cde_tells_the_ways_apart(run, tmp_path):
+    out = run("neural_cde.py", "--epochs", "2", LENGTH=8)
+    assert float(re.findall(r"(\d+\.\d)%", out)[-1]) > 55
+    assert (tmp_path / "neural_cde.png").read_bytes().startswith(b"\x89PNG")

@@ -54,21 +54,24 @@ class Square(keras.layers.Layer):
     def call(self, y):
         return y * y
 
-block = keras_node.ODEBlock(Square(), t_span=(0.0, 1.0))
+# A few steps before the pole at t = 0.5: the more, the closer to it.
+solver = keras_node.solvers.DormandPrince(max_steps=60)
+block = keras_node.ODEBlock(Square(), t_span=(0.0, 1.0), solver=solver)
 model = keras.Sequential([keras.Input((2,)), block, keras.layers.Dense(1)])
 good, bad = np.full((4, 2), 0.5, "float32"), np.full((4, 2), 2.0, "float32")
 
 with pytest.raises(keras_node.SolverError) as caught:
     block(bad)
 message = str(caught.value)
-assert re.search("t = 0.(5|4999)", message), message
+assert re.search("t = 0.(5|49)", message), message
 assert "max_steps" in message, message
 np.testing.assert_allclose(numpy(block(good)), 1.0, rtol=1e-2)
 
 for jit in COMPILED_FIT:
     model.compile("adam", "mse", jit_compile=jit)
-    assert np.isnan(model.predict(bad, verbose=0)).all()
-    assert np.isfinite(model.predict(good, verbose=0)).all()
+    if keras.backend.backend() != "torch":  # which takes long to compile
+        assert np.isnan(model.predict(bad, verbose=0)).all()
+        assert np.isfinite(model.predict(good, verbose=0)).all()
     stop = keras.callbacks.TerminateOnNaN()
     before = model.get_weights()
     history = model.fit(bad, good[:, :1], epochs=5, callbacks=[stop], verbose=0)
@@ -76,14 +79,14 @@ for jit in COMPILED_FIT:
     model.set_weights(before)
 
 model.compile("adam", "mse", run_eagerly=True)
-with pytest.raises(keras_node.SolverError, match="t = 0.(5|4999)"):
+with pytest.raises(keras_node.SolverError, match="t = 0.(5|49)"):
     model.fit(bad, good[:, :1], verbose=0)
 
 # Also where a gradient to the state is taken.
 deep = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2), block])
 deep.layers[0].set_weights([np.eye(2), np.zeros(2)])
 deep.compile("adam", "mse", run_eagerly=True)
-with pytest.raises(keras_node.SolverError, match="t = 0.(5|4999)"):
+with pytest.raises(keras_node.SolverError, match="t = 0.(5|49)"):
     deep.fit(bad, good, verbose=0)
 """,
         limit=120,
@@ -94,17 +97,16 @@ with pytest.raises(keras_node.SolverError, match="t = 0.(5|4999)"):
     keras.backend.backend() != "tensorflow", reason="TensorFlow's debugger"
 )
 @pytest.mark.parametrize(
-    "solver, adjoint",
+    "pairs",
     [
-        ("'dormand_prince'", "backsolve"),
-        ("solvers.Tsit5(per_sample=True)", "discrete"),
-        slow("solvers.Tsit5(per_sample=True)", "interpolating"),
-        slow("'tsit5'", "gauss"),
-        slow("'tsit5'", "backsolve"),
-        slow("'rk4'", "discrete"),
+        "('dormand_prince', 'backsolve'), (per_sample, 'discrete')",
+        slow(
+            "(per_sample, 'interpolating'), ('tsit5', 'gauss'), "
+            "('tsit5', 'backsolve'), ('rk4', 'discrete')"
+        ),
     ],
 )
-def test_who_looks_for_the_first_nan_finds_none_of_the_solver(solver, adjoint):
+def test_who_looks_for_the_first_nan_finds_none_of_the_solver(pairs):
     run_python(
         f"""
 import keras, numpy as np, pytest, tensorflow as tf
@@ -117,23 +119,26 @@ class Power(keras.layers.Layer):
     def call(self, y):  # y' = 0 for the first, y' = y^2 for the second
         return y * y * tf.constant([0.0, 1.0])
 
-block = keras_node.ODEBlock(
-    Power(), t_eval=[0.0, 0.3, 1.0], solver={solver}, adjoint={adjoint!r},
-    kinetic_regularizer=1.0,
-)
-
-def gradient(x):
-    return backend.vjp(block, (x,), tf.ones((2, 3, 2)))
-
 # y = x / (1 - x t), dy/dx = 1 / (1 - x t)^2
-run = tf.function(gradient, autograph=False)
 x = tf.constant([[0.0, 0.5], [1.0, -1.0]])
-ys, (adj,) = run(x)
+pole = tf.constant([[0.0, 2.0], [1.0, -1.0]])  # at t = 0.5
 t = np.array([0.0, 0.3, 1.0])
-np.testing.assert_allclose(ys[0, :, 1], 0.5 / (1 - 0.5 * t), rtol=1e-2)
 truth = [[3, np.sum((1 - 0.5 * t) ** -2)], [3, np.sum((1 + t) ** -2)]]
-np.testing.assert_allclose(adj, truth, rtol=2e-2)
-with pytest.raises(tf.errors.InvalidArgumentError, match="Inf"):
-    run(tf.constant([[0.0, 2.0], [1.0, -1.0]]))  # a pole at t = 0.5
+per_sample = solvers.Tsit5(per_sample=True)
+for solver, adjoint in [{pairs}]:
+    block = keras_node.ODEBlock(
+        Power(), t_eval=t, solver=solver, adjoint=adjoint,
+        kinetic_regularizer=1.0,
+    )
+
+    @tf.function(autograph=False)
+    def run(x):
+        return backend.vjp(block, (x,), tf.ones((2, 3, 2)))
+
+    ys, (adj,) = run(x)
+    np.testing.assert_allclose(ys[0, :, 1], 0.5 / (1 - 0.5 * t), rtol=1e-2)
+    np.testing.assert_allclose(adj, truth, rtol=2e-2)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Inf"):
+        run(pole)
 """
     )

@@ -210,7 +210,10 @@ def test_a_state_reported_at_the_end_is_the_output(case, fractions):
     alone = solve(case.block(), case.x)
     reported = solve(case.block(t_eval=times), case.x)
     np.testing.assert_allclose(reported.y1, alone.y1, rtol=1e-6, atol=1e-6)
-    np.testing.assert_array_equal(reported.ys[-1], reported.y1)
+    # XLA may compute the end of a step twice, and fuse it in two ways.
+    ulps = 2 if keras.backend.backend() == "jax" else 0
+    rtol = ulps * np.finfo(np.asarray(reported.y1).dtype).eps
+    np.testing.assert_allclose(reported.ys[-1], reported.y1, rtol=rtol)
 
 
 @given(cases(OWN_TIMES), st.data())

@@ -32,11 +32,11 @@ def rotating(speed, solver, adjoint):
     return keras_node.ODEBlock(dense, solver=solver, adjoint=adjoint)
 
 def blocks():
-    tight = {"rtol": 1e-6, "atol": 1e-6}
+    tight = {"rtol": 1e-4, "atol": 1e-4}
     per_sample = solvers.Tsit5(per_sample=True, **tight)
     return [
         rotating(0.5, solvers.DormandPrince(**tight), "backsolve"),
-        rotating(1.0, solvers.RK4(40), "discrete"),
+        rotating(1.0, solvers.RK4(10), "discrete"),
         rotating(1.5, per_sample, "discrete"),
         rotating(2.0, solvers.Tsit5(**tight), "discrete"),
     ]

@@ -127,7 +127,9 @@ class AlongTrajectoryAdjoint(Adjoint):
             The `Solution`, and the gradients at its end.
         """
 
-    def outputs(self, solver: Solver) -> tuple[Output, ...]:
+    def outputs(
+        self, solver: Solver, jumps: Tensor | None
+    ) -> tuple[Output, ...]:
         return (Record(solver.max_steps, self.checkpoints),)
 
     def pullback(
@@ -140,7 +142,8 @@ class AlongTrajectoryAdjoint(Adjoint):
         dense = solve.solver.stepper(dense=True, chained=False)
 
         def take(stepper, i, y):
-            return stepper.step(solve.f, *trajectory.step(i), y, (), solve.args)
+            t, dt = trajectory.step(i)
+            return stepper.step(solve.f.after(t), t, dt, y, (), solve.args)
 
         def redo(i, y):
             return take(plain, i, y).y1
@@ -220,7 +223,8 @@ class AlongTrajectoryAdjoint(Adjoint):
             # The sample with the longest way runs at full speed, others slower.
             way, duration = duration, ops.max(duration, initial=0.0)
             rate = way / ops.where(duration > 0, duration, 1.0)
-        equation = AdjointEquation(solve.f, solve.args, dense, s, rate)
+        f = solve.f.after(dense.t)
+        equation = AdjointEquation(f, solve.args, dense, s, rate)
         result, *gradients = self._solve(
             backward, equation, duration, adj_y, adj_args
         )

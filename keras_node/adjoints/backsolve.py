@@ -13,6 +13,10 @@ from keras_node.adjoints.base import Cotangent
 from keras_node.adjoints.base import Solve
 from keras_node.config import register
 from keras_node.integration import report_cotangents
+from keras_node.integration.outputs import Output
+from keras_node.integration.outputs import ReportAt
+from keras_node.integration.pages import outer
+from keras_node.integration.pages import take_rows
 from keras_node.integration.record import read_row
 from keras_node.integration.solution import Status
 from keras_node.integration.solver import Solver
@@ -20,6 +24,7 @@ from keras_node.types import Bool
 from keras_node.types import RightHandSide
 from keras_node.types import Scalar
 from keras_node.types import State
+from keras_node.types import Tensor
 from keras_node.types import Tree
 
 _REMEDIES = (
@@ -66,6 +71,11 @@ class BacksolveAdjoint(Adjoint):
         if solver is not None:
             self.solver = registry.get("solver", solver, {}, Solver)
 
+    def outputs(
+        self, solver: Solver, jumps: Tensor | None
+    ) -> tuple[Output, ...]:
+        return () if jumps is None else (ReportAt(jumps),)
+
     def pullback(
         self, solve: Solve, cotangent: Cotangent
     ) -> tuple[State, Tree]:
@@ -75,30 +85,31 @@ class BacksolveAdjoint(Adjoint):
             cotangent.adj_y1,
             pytree.full_like(solve.args, 0.0),
         )
-        if solve.s_eval is None:
+        halts = _Halts.of(solve, cotangent)
+        if halts is None:
             _, *gradients = self._back(solve, solve.span, 0.0, state, solve.y0)
             return tuple(gradients)
 
-        # From each reported time back to the one before it, where the state is
-        # known and its cotangent is added; at last to t0. Elapsed time loses
-        # nothing between two close reports.
-        start = ops.zeros_like(solve.s_eval[:1])
-        times = ops.clip(solve.s_eval, 0.0, solve.span)
+        # From each halt back to the one before it, where the state is known
+        # and its cotangent is added; at last to t0. Elapsed time loses nothing
+        # between two close reports.
+        start = ops.zeros_like(halts.s[:1])
+        times = ops.clip(halts.s, 0.0, solve.span)
         times = ops.concatenate([start, times, start + solve.span])
 
-        def jump(j, state):
+        def halt(j, state):
             reported = j > 0
-            row = read_row(forward.ys, ops.maximum(j - 1, 0))
+            row = read_row(halts.ys, ops.maximum(j - 1, 0))
             expected = pytree.where(reported, row, solve.y0)
             start, end = (ops.take(times, i, axis=0) for i in (j + 1, j))
             _, adj_y, adj_args = self._back(solve, start, end, state, expected)
-            adj = report_cotangents.cotangent(cotangent.adj_ys, j - 1, reported)
+            adj = report_cotangents.cotangent(halts.adj_ys, j - 1, reported)
             return j - 1, (expected, pytree.add(adj_y, adj), adj_args)
 
         last = ops.shape(times)[0] - 2
         _, (_, *gradients) = backend.while_loop(
             lambda j, state: j >= 0,
-            jump,
+            halt,
             (ops.convert_to_tensor(last, "int32"), state),
         )
         return tuple(gradients)
@@ -112,13 +123,16 @@ class BacksolveAdjoint(Adjoint):
         expected: State,
     ) -> State:
         """Solves from `start` back to `end`, where the state is `expected`."""
-        f: Any = _Augmented(solve.f)
+        field = solve.f
+        if field.jumps is not None:
+            field = field.after(end)
+        f: Any = _Augmented(field)
         t0, t1 = start, end
         if len(getattr(start, "shape", ())):
             # The sample with the longest way runs at full speed, others slower.
             whence, way, t0 = start, start - end, 0.0
             t1 = start = ops.max(way, initial=0.0)
-            f = _AtRates(solve.f, whence, way / ops.where(t1 > 0, t1, 1.0))
+            f = _AtRates(field, whence, way / ops.where(t1 > 0, t1, 1.0))
         # All samples share the gradient of the arguments. Nothing depends on
         # it, so its error does not count: Kidger et al., 2021.
         result = (
@@ -143,6 +157,45 @@ class BacksolveAdjoint(Adjoint):
         )
         result.check_backward(solve.solution, _REMEDIES, solve.t_span)
         return pytree.nan_unless(result.success, result.y1)
+
+
+class _Halts(NamedTuple):
+    """Times at which the way back halts: at reports and where `f` jumps."""
+
+    s: Tensor  # (T,) or (T, batch), ascending
+    ys: State  # the states there, (T, batch, ...)
+    adj_ys: State  # their cotangents, zero where there is no report
+
+    @classmethod
+    def of(cls, solve: Solve, cotangent: Cotangent) -> "_Halts | None":
+        reports = None
+        if solve.s_eval is not None:
+            ys = solve.solution.ys
+            reports = cls(solve.s_eval, ys, cotangent.adj_ys)
+        if solve.f.jumps is None:
+            return reports
+        ((ys, _),) = solve.kept
+        jumps = cls(solve.f.jumps, ys, pytree.full_like(ys, 0.0))
+        return jumps if reports is None else _merged(reports, jumps)
+
+
+def _merged(reports: _Halts, jumps: _Halts) -> _Halts:
+    """Sorts the halts of two lists into one."""
+    zero = ops.zeros_like(reports.s[0]) + ops.zeros_like(jumps.s[0])
+    rank = len(zero.shape) + 1
+    s = ops.concatenate(
+        [outer(x.s, rank) + zero for x in (reports, jumps)], axis=0
+    )
+    order = ops.argsort(s, axis=0)
+
+    def joined(first, second):
+        return take_rows(ops.concatenate([first, second], axis=0), order)
+
+    return _Halts(
+        ops.take_along_axis(s, order, axis=0),
+        pytree.map_leaves(joined, reports.ys, jumps.ys),
+        pytree.map_leaves(joined, reports.adj_ys, jumps.adj_ys),
+    )
 
 
 class _Augmented(NamedTuple):

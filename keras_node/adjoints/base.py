@@ -18,7 +18,6 @@ from keras_node.integration.solution import Solution
 from keras_node.integration.solution import is_concretely_false
 from keras_node.integration.solver import Solver
 from keras_node.types import Norm
-from keras_node.types import RightHandSide
 from keras_node.types import Scalar
 from keras_node.types import State
 from keras_node.types import Tensor
@@ -29,7 +28,7 @@ class Solve(NamedTuple):
     """Forward solve, as its backward pass sees it."""
 
     solver: Solver
-    f: RightHandSide  # dy/ds in elapsed time, of (s, y, args)
+    f: ElapsedField  # dy/ds, of (s, y, args)
     t_span: tuple  # the ends of the interval, as `Adjoint.integrate` has them
     y0: State
     args: Tree  # what the solve is differentiated by, beside `y0`
@@ -59,7 +58,9 @@ class Adjoint(Config, abc.ABC):
 
     needs_steps: bool = True
 
-    def outputs(self, solver: Solver) -> tuple[Output, ...]:
+    def outputs(
+        self, solver: Solver, jumps: Tensor | None
+    ) -> tuple[Output, ...]:
         """Lists the outputs of the forward solve that `pullback` needs."""
         return ()
 
@@ -86,6 +87,7 @@ class Adjoint(Config, abc.ABC):
         s_eval: Tensor | None = None,
         norm: Norm | None = None,
         moves: bool = False,
+        jumps: Tensor | None = None,
     ) -> Solution:
         """Solves `y(t0) = y0`, differentiable with respect to `y0` and `args`.
 
@@ -94,7 +96,7 @@ class Adjoint(Config, abc.ABC):
             f: The right-hand side, `f(t, y, args, frozen)`.
             t0: Float, the initial time.
             t1: Float, the final time; or a tensor that no gradient flows to,
-                the extent of a `Span`, with `t0 = 0.0`.
+                the extent of a `Course`, with `t0 = 0.0`.
             y0: The initial state.
             args: Structure of tensors to differentiate by.
             frozen: Structure of tensors that no gradient flows to. Everything
@@ -103,6 +105,8 @@ class Adjoint(Config, abc.ABC):
             s_eval: Times to report, as `ReportAt` takes them.
             norm: The norm of a state in the forward solve.
             moves: Boolean, whether a gradient flows to `s_eval`.
+            jumps: Times at which `f` may jump, as `Solver.solve` takes them.
+                No gradient flows to them.
 
         Returns:
             A `Solution`, differentiable in `y1` and `ys`.
@@ -112,34 +116,42 @@ class Adjoint(Config, abc.ABC):
 
         def unpacked(inputs, constants):
             y0, args, moving = inputs
-            frozen, fixed, extent = constants
+            frozen, fixed, extent, stops = constants
             times, end = moving if moves else fixed, t1 if known else extent
-            return y0, args, times, _Frozen(f, frozen), end
+            stops = stops if jumps is not None else None
+            return y0, args, times, _Frozen(f, frozen), end, stops
 
         @backend.full_products()
         def forward(inputs, constants, keeps):
-            y0, args, times, right, end = unpacked(inputs, constants)
+            y0, args, times, right, end, stops = unpacked(inputs, constants)
             outputs = (ReportAt(times),) if reports else ()
             if keeps:
-                outputs += self.outputs(solver)
-            solution = solver.solve(right, t0, end, y0, args, outputs, norm)
+                outputs += self.outputs(solver, stops)
+            at_jumps = () if stops is None else (stops,)
+            solution = solver.solve(
+                right, t0, end, y0, args, outputs, norm, *at_jumps
+            )
             found = _split(solution, reports)
             return found[0], (inputs, constants, *found)
 
         @backend.full_products()
         def backward(residuals, cotangent):
             inputs, constants, *found = residuals
-            y0, args, times, right, end = unpacked(inputs, constants)
+            y0, args, times, right, end, stops = unpacked(inputs, constants)
             s_eval = times if reports else None
-            solve = _as_solve(solver, right, (t0, end), y0, args, s_eval, found)
+            solve = _as_solve(
+                solver, right, (t0, end), y0, args, s_eval, stops, found
+            )
             cotangent = Cotangent(cotangent.y1, cotangent.ys)
             gradients = self._scaled(solve, cotangent)
             return *gradients, _pull_times(solve, cotangent) if moves else ()
 
-        key = (self, solver, f, t0, t1 if known else (), reports, moves, norm)
+        jump = jumps is not None
+        span = t0, t1 if known else ()
+        key = (self, solver, f, *span, reports, moves, norm, jump)
         times = s_eval if reports else ()
         moving, fixed = (times, ()) if moves else ((), times)
-        constants = (frozen, fixed, () if known else t1)
+        constants = (frozen, fixed, () if known else t1, jumps if jump else ())
         function = backend.custom_vjp(forward, backward, key)
         return function((y0, args, moving), constants)
 
@@ -183,14 +195,14 @@ def _split(solution: Solution, reports: bool) -> tuple[Solution, Tree, Tree]:
     return solution._replace(ys=ys), num_reported, tuple(others)
 
 
-def _as_solve(solver, f, t_span, y0, args, s_eval, found):
+def _as_solve(solver, f, t_span, y0, args, s_eval, jumps, found):
     """Joins a forward solve and what `_split` found."""
     solution, num_reported, kept = found
     t0, t1 = t_span
     interval = Interval.between(t0, t1, solution.t.dtype)
     return Solve(
         solver=solver,
-        f=ElapsedField(f, interval),
+        f=ElapsedField(f, interval, jumps),
         t_span=t_span,
         y0=y0,
         args=args,

@@ -17,6 +17,7 @@ from keras_node.integration.outputs import Record
 from keras_node.integration.report_cotangents import Cotangents
 from keras_node.integration.solver import Solver
 from keras_node.types import State
+from keras_node.types import Tensor
 from keras_node.types import Tree
 
 
@@ -72,7 +73,9 @@ class DiscreteAdjoint(Adjoint):
             "keep_graphs", keep_graphs, or_zero=True
         )
 
-    def outputs(self, solver: Solver) -> tuple[Output, ...]:
+    def outputs(
+        self, solver: Solver, jumps: Tensor | None
+    ) -> tuple[Output, ...]:
         record = Record(solver.max_steps, self.checkpoints)
         # Graphs are kept only of steps that the whole batch shares.
         keep_graphs = 0 if solver.per_sample else self.keep_graphs
@@ -116,10 +119,12 @@ class DiscreteAdjoint(Adjoint):
 @backend.jit
 def _take(stepper, f, trajectory, i, y, args):
     """Computes the state at the end of step `i`."""
-    return stepper.step(f, *trajectory.step(i), y, (), args).y1
+    t, dt = trajectory.step(i)
+    return stepper.step(f.after(t), t, dt, y, (), args).y1
 
 
 @backend.jit
 def _pull(stepper, f, trajectory, i, y, args, adj_ends):
     """Pulls the cotangent of the `ends` of step `i` back to its start."""
-    return stepper.pull(f, *trajectory.step(i), y, args, adj_ends)
+    t, dt = trajectory.step(i)
+    return stepper.pull(f.after(t), t, dt, y, args, adj_ends)

@@ -54,6 +54,12 @@ Each framework has one module, with the same functions:
     Does the same as `keras.ops.while_loop`. Where `jit` captures, a `body`
     that is a `functools.partial` of a function is captured, too.
 
+`scan(f, carry, xs, like)`
+    Calls `carry, y = f(carry, x)` for the items `x` of the tensors `xs`, along
+    their first axis, of which there is at least one. Returns the last `carry`
+    and the stack of all `y`, which are like the tensor `like`. If `like` is
+    `None`, no `y` is kept. `unrolled_scan` does the same in a Python loop.
+
 The other functions are hooks. `defaults` holds the ones that do nothing:
 
 `jit(f)`
@@ -102,6 +108,8 @@ eps_of_products = _framework.eps_of_products
 
 add_scaled = _hook("add_scaled")
 while_loop = _hook("while_loop")
+scan = _hook("scan")
+unrolled_scan = defaults.scan
 full_products = _hook("full_products")
 jit = _hook("jit")
 with_pullback = _hook("with_pullback")

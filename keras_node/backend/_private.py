@@ -12,6 +12,9 @@ import keras
 # half precision.
 from keras.src.backend import AutocastScope as AutocastScope
 
+# Keras has no public test for a scope that holds what variables are.
+from keras.src.backend import in_stateless_scope as in_stateless_scope
+
 # Keras has no public test for a run on made-up values, to build a model.
 from keras.src.backend import in_symbolic_scope as in_symbolic_scope
 

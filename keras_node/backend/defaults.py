@@ -5,9 +5,11 @@ from collections.abc import Callable
 from collections.abc import Iterator
 
 import keras
+from keras import tree
 
 from keras_node.types import Scalar
 from keras_node.types import Tensor
+from keras_node.types import Tree
 
 while_loop = keras.ops.while_loop
 keeps_pullbacks = False
@@ -20,6 +22,16 @@ def full_products() -> Iterator[None]:
 
 def add_scaled(x: Tensor, factor: Scalar, y: Tensor) -> Tensor:
     return x + factor * y
+
+
+def scan(
+    f: Callable, carry: Tree, xs: Tree, like: Tensor | None
+) -> tuple[Tree, Tensor | None]:
+    kept = []
+    for i in range(tree.flatten(xs)[0].shape[0]):
+        carry, y = f(carry, tree.map_structure(lambda x: x[i], xs))  # noqa: B023
+        kept.append(y)
+    return carry, None if like is None else keras.ops.stack(kept)
 
 
 def jit(f: Callable) -> Callable:

@@ -197,3 +197,39 @@ def _has_tf32() -> bool:
     gpus = tf.config.list_physical_devices("GPU")
     found = [details(gpu).get("compute_capability", (0,)) for gpu in gpus]
     return any(capability >= (8,) for capability in found)
+
+
+def scan(
+    f: Callable, carry: Tree, xs: Tree, like: Tensor | None
+) -> tuple[Tree, Tensor | None]:
+    tensors = [tf.convert_to_tensor(x) for x in tree.flatten(xs)]
+    size = tf.shape(tensors[0])[0]
+    items = [
+        tf.TensorArray(x.dtype, size, element_shape=x.shape[1:]).unstack(x)
+        for x in tensors
+    ]
+    kept = []
+    if like is not None:
+        array = tf.TensorArray(like.dtype, size, element_shape=like.shape)
+        kept.append(array)
+    start = [tf.convert_to_tensor(x) for x in tree.flatten(carry)]
+
+    def body(i, flat, kept):
+        x = tree.pack_sequence_as(xs, [array.read(i) for array in items])
+        new, y = f(tree.pack_sequence_as(carry, list(flat)), x)
+        new = map(_of_shape, tree.flatten(new), start)
+        return i + 1, list(new), [array.write(i, y) for array in kept]
+
+    # XLA sizes what it keeps for the gradient by `maximum_iterations`.
+    _, flat, kept = tf.while_loop(
+        lambda i, *_: i < size,
+        body,
+        (tf.zeros((), tf.int32), start, kept),
+        maximum_iterations=size,
+    )
+    ys = kept[0].stack() if kept else None
+    return tree.pack_sequence_as(carry, list(flat)), ys
+
+
+def _of_shape(x: Tensor, like: Tensor) -> Tensor:
+    return tf.ensure_shape(x, like.shape)

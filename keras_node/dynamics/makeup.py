@@ -16,6 +16,9 @@ _OWN = (
     "keras.src.layers.",
     "keras.src.models.",
     "keras_node.layers.augment",
+    "keras_node.layers.controlled",
+    "keras_node.layers.gru_ode",
+    "keras_node.layers.interpolate",
     "keras_node.layers.time",
 )
 _OPERATIONS = (*_OWN, "keras.src.ops.")

@@ -1,5 +1,6 @@
 """The interval of integration, in time elapsed since `t0`."""
 
+import math
 from typing import Any
 from typing import NamedTuple
 
@@ -49,12 +50,42 @@ class Interval(NamedTuple):
 
 
 class ElapsedField(NamedTuple):
-    """Slope `dy/ds` in elapsed time, as a function of `(s, y, args)`."""
+    """Slope `dy/ds` in elapsed time, as a function of `(s, y, args)`.
+
+    The slope may jump at some times. No step crosses them, and in a step that
+    ends at one the slopes are those before it.
+    """
 
     f: RightHandSide  # dy/dt, of (t, y, args)
     interval: Interval
+    jumps: Tensor | None = None  # where it jumps, (L,) or (L, batch)
+    end: Scalar | None = None  # the time that all slopes are taken before
+
+    def after(self, s: Scalar) -> "ElapsedField":
+        """Restricts the field to the time from `s` to the next jump."""
+        if self.jumps is None:
+            return self
+        return self._replace(end=_just_before(self._next_jump(s)))
+
+    def next_stop(self, s: Scalar) -> Scalar:
+        """Finds where a step from `s` must end: at a jump, or at the end."""
+        if self.jumps is None:
+            return self.interval.span
+        jump = self._next_jump(s)
+        if len(jump.shape) > len(s.shape):
+            jump = ops.min(jump, initial=math.inf)  # of any sample
+        return pytree.smaller(jump, self.interval.span)
+
+    def _next_jump(self, s: Scalar) -> Scalar:
+        """Finds the first jump after `s`, infinite if there is none."""
+        jumps: Any = self.jumps
+        if len(s.shape) and len(jumps.shape) == 1:
+            jumps = jumps[:, None]
+        return ops.min(ops.where(jumps > s, jumps, math.inf), axis=0)
 
     def __call__(self, s: Scalar, y: State, args: Tree = ()) -> State:
+        if self.end is not None:
+            s = pytree.smaller(s, self.end)
         # Where samples have times of their own, `t` has the rank of the state.
         t = pytree.expand(self.interval.time(s), pytree.leaves(y)[0])
         slope, sign = self.f(t, y, args), self.interval.sign
@@ -65,53 +96,7 @@ class ElapsedField(NamedTuple):
         return pytree.map_leaves(lambda leaf: sign * leaf, slope)
 
 
-class Span(NamedTuple):
-    """Interval of integration whose ends are tensors, as `t0` and `t1`.
-
-    Samples may have intervals of their own. A solve counts `s` from 0 to an
-    `extent`, and `t` runs from `t0` to `t1` meanwhile. The extent is the length
-    of the interval, or of the longest one if the samples share their steps. It
-    is a unit and no gradient flows to it: the ends of the interval are
-    arguments of the right-hand side, like its weights.
-    """
-
-    t0: Tensor  # () or (batch,)
-    t1: Tensor
-    length: Tensor  # t1 - t0, which may be more exact than the ends
-
-    def time(self, s: Scalar, extent: Tensor, y: Tensor) -> Scalar:
-        """Maps `s` to `t`, for a state `y` of the rank that `s` goes with."""
-        t0, t1, rate = (
-            pytree.expand(x, y)
-            for x in (self.t0, self.t1, self.length / extent)
-        )
-        low, high = pytree.smaller(t0, t1), pytree.larger(t0, t1)
-        return ops.clip(t0 + rate * s, low, high)
-
-
-class OverSpan(NamedTuple):
-    """Slope `dy/ds` over a `Span`, as a function of `(s, y, args, frozen)`.
-
-    The span is in `args` if a gradient flows to it, else in `frozen`. The
-    extent is in `frozen`.
-    """
-
-    f: Any  # dy/dt, of (t, y, args, frozen)
-    differentiable: bool
-
-    def arguments(
-        self, span: Span, extent: Tensor, args: Tree, frozen: Tree
-    ) -> tuple[Tree, Tree]:
-        """Adds the span and the extent to the arguments of `f`."""
-        if self.differentiable:
-            return (args, span), (frozen, extent)
-        return args, ((frozen, span), extent)
-
-    def __call__(self, s: Scalar, y: State, args: Tree, frozen: Tree) -> State:
-        frozen, extent = frozen
-        if self.differentiable:
-            args, span = args
-        else:
-            frozen, span = frozen
-        t = span.time(s, extent, pytree.leaves(y)[0])
-        return pytree.scale(span.length / extent, self.f(t, y, args, frozen))
+def _just_before(s: Scalar) -> Scalar:
+    """Returns a number just below `s`, which is not negative."""
+    dtype = keras.backend.standardize_dtype(s.dtype)
+    return s * (1 - float(np.finfo(dtype).eps)) - 1e-37

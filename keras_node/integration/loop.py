@@ -21,6 +21,7 @@ from keras_node.integration.stepper import is_nothing
 from keras_node.types import RightHandSide
 from keras_node.types import Scalar
 from keras_node.types import State
+from keras_node.types import Tensor
 from keras_node.types import Tree
 
 
@@ -33,14 +34,17 @@ def integrate(
     y0: State,
     args: Tree,
     outputs: tuple[Output, ...],
+    jumps: Tensor | None = None,
 ) -> Solution:
     """Integrates `f` from `t0` to `t1`, as `Solver.solve` says."""
     interval = Interval.between(t0, t1, pytree.leaves(y0)[0].dtype)
-    field = ElapsedField(f, interval)
+    field = ElapsedField(f, interval, jumps)
     span = interval.span
 
     def advance(state, carries):
         state, taken = _advance(stepper, controller, field, args, span, state)
+        if jumps is not None:
+            state = _restart(stepper, field, args, state, taken)
         pairs = zip(outputs, carries, strict=True)
         return state, tuple(x.step(carry, taken) for x, carry in pairs)
 
@@ -63,6 +67,7 @@ def _start(stepper, controller, f, args, span, y0):
     batch = ops.shape(pytree.leaves(y0)[0])[:1] if per_sample else ()
     count = ops.zeros(batch, dtype="int32")
     t = ops.zeros(batch, dtype=span.dtype)
+    f = f.after(t)
     carry, num_evals = stepper.init(f, t, y0, args)
     finite = pytree.all_finite((y0, carry), per_sample)
     dt, more = controller.start(lambda s, y: f(s, y, args), y0, carry, span)
@@ -84,24 +89,33 @@ def _start(stepper, controller, f, args, span, y0):
 
 @backend.jit
 def _advance(stepper, controller, f, args, span, state):
-    dt, last = controller.propose(state, span)
+    stop = f.next_stop(state.t)
+    dt, last = controller.propose(state, stop)
+    f = f.after(state.t)
     step = stepper.step(f, state.t, dt, state.y, state.carry, args)
     # Apart, as `f` may be one that cannot be captured. A pullback cannot, too.
     plain = step._replace(pullback=None)
-    next_state, accept = _commit(controller, span, state, dt, last, plain)
+    cuts = f.jumps is not None
+    next_state, accept = _commit(
+        controller, span, stop, cuts, state, dt, last, plain
+    )
     return next_state, Taken(accept, state.t, dt, state.y, step)
 
 
 @backend.jit
-def _commit(controller, span, state, dt, last, step):
+def _commit(controller, span, stop, cuts, state, dt, last, step):
     good, finite, next_dt = controller.judge(state, dt, step)
     # Keras casts numbers to `floatx`, and on PyTorch the result follows.
     next_dt = ops.cast(next_dt, dt.dtype)
     running = state.running
     accept = ops.logical_and(running, good)
-    # The last step ends exactly at the end.
-    end = ops.where(last, span, state.t + dt)
+    # The last step ends exactly at the end, and one before a jump at that.
+    end = ops.where(last, stop, state.t + dt)
     t = ops.where(accept, end, state.t)
+    if cuts:
+        # A step that was cut short is no reason for a short one after it.
+        cut = ops.logical_and(accept, dt < state.dt)
+        next_dt = ops.where(cut, pytree.larger(next_dt, state.dt), next_dt)
     num_steps = state.num_steps + ops.cast(running, "int32")
     reason = reason_to_end(t, next_dt, num_steps, controller.max_steps, finite)
     status = ops.where(t < span, reason, int(Status.SUCCESS))
@@ -122,6 +136,32 @@ def _commit(controller, span, state, dt, last, step):
         running=is_running(t, span, status),
     )
     return next_state, accept
+
+
+def _restart(stepper, f, args, state, taken):
+    """Takes the slope anew after a step that ended at a jump."""
+    if is_nothing(state.carry):
+        return state
+    at_jump = ops.equal(state.t, f.next_stop(taken.t))
+    landed = ops.logical_and(state.running, at_jump)
+
+    def anew():
+        return _init(stepper, f, state.t, state.y, args)
+
+    def kept():
+        return state.carry, ops.zeros((), "int32")
+
+    carry, num_evals = ops.cond(ops.any(landed), anew, kept)
+    return state._replace(
+        carry=pytree.where(landed, carry, state.carry),
+        num_evals=state.num_evals + num_evals * ops.cast(landed, "int32"),
+    )
+
+
+@backend.jit
+def _init(stepper, f, t, y, args):
+    carry, num_evals = stepper.init(f.after(t), t, y, args)
+    return carry, ops.convert_to_tensor(num_evals, "int32")
 
 
 @backend.jit

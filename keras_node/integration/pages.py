@@ -102,3 +102,16 @@ def outer(x: Tensor, rank: int) -> Tensor:
     """Aligns `(K,)` or `(K, batch)` with reports of this rank."""
     index = (..., *[None] * (rank - len(x.shape)))
     return x[index]
+
+
+def take_rows(ys: Tensor, rows: Tensor) -> Tensor:
+    """Takes rows, or for each sample rows of its own."""
+    if len(rows.shape) == 1:
+        return ops.take(ys, rows, axis=0)
+    size, batch, *shape = ops.shape(ys)
+    flat = ops.reshape(ys, (size * batch, *shape))
+    samples = ops.arange(0, batch, dtype="int32")
+    places = ops.reshape(ops.cast(rows, "int32") * batch + samples, (-1,))
+    taken = ops.take(flat, places, axis=0)
+    # On JAX, Keras's `take` loses the shape of an empty index.
+    return ops.reshape(taken, (size, batch, *shape))

@@ -17,6 +17,7 @@ from keras_node.types import Norm
 from keras_node.types import RightHandSide
 from keras_node.types import Scalar
 from keras_node.types import State
+from keras_node.types import Tensor
 from keras_node.types import Tree
 
 
@@ -31,6 +32,7 @@ class Solver(Config, abc.ABC):
     adaptive: ClassVar[bool] = False
     keeps_steps: ClassVar[bool] = False
     reports_own_times: ClassVar[bool] = True  # of each sample
+    stops_at_jumps: ClassVar[bool] = False
     per_sample: bool = False
     max_steps: int
 
@@ -77,6 +79,7 @@ class Solver(Config, abc.ABC):
         args: Tree = (),
         outputs: tuple[Output, ...] = (),
         norm: Norm | None = None,
+        jumps: Tensor | None = None,
     ) -> Solution:
         """Solves the initial value problem `y(t0) = y0`.
 
@@ -90,6 +93,9 @@ class Solver(Config, abc.ABC):
             outputs: The outputs wanted of the solve, beside its final state.
             norm: The norm of a state by which errors are judged. Defaults to
                 the root mean square of all entries, or of each sample's.
+            jumps: Times elapsed since `t0` at which `f` may jump, of shape
+                `(L,)`, or `(L, batch)` if samples have their own. Steps end
+                there. A solver that `stops_at_jumps` takes them.
 
         Returns:
             A `Solution`.
@@ -106,4 +112,6 @@ class Solver(Config, abc.ABC):
         )
         for output in outputs:
             stepper = output.wrap(stepper)
-        return integrate(stepper, controller, f, t0, t1, y0, args, outputs)
+        return integrate(
+            stepper, controller, f, t0, t1, y0, args, outputs, jumps
+        )

@@ -1,6 +1,5 @@
 """Base of the layers that solve an ODE: arguments, build, times, config."""
 
-import math
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +22,9 @@ from keras_node.dynamics.vector_field import VectorField
 from keras_node.integration.solution import Solution
 from keras_node.integration.solver import Solver
 from keras_node.problem import Problem
+from keras_node.problem import check_jumps
 from keras_node.problem import check_solver
+from keras_node.problem import finest_rtol
 from keras_node.problem import methods
 from keras_node.problem import solve
 from keras_node.times import given
@@ -84,6 +85,7 @@ class ODELayer(keras.layers.Layer):
         t_eval_shape: tuple | None = None,
         t_span_shape: tuple | None = None,
         t_eval_mask_shape: tuple | None = None,
+        jump_times_shape: tuple | None = None,
     ) -> None:
         shapes = input_checks.shapes("inputs", inputs_shape)
         y, *context = [
@@ -111,9 +113,7 @@ class ODELayer(keras.layers.Layer):
 
     @property
     def _finest_rtol(self) -> float:
-        """Smallest `rtol` of the forward and backward solves, or infinity."""
-        solves = (self.solver, getattr(self.adjoint, "solver", None))
-        return min(getattr(solver, "rtol", math.inf) for solver in solves)
+        return finest_rtol(self.solver, self.adjoint)
 
     @property
     def variables(self) -> list:
@@ -129,6 +129,7 @@ class ODELayer(keras.layers.Layer):
         training: bool | None = None,
         t_span: Any = None,
         t_eval_mask: Any = None,
+        jump_times: Any = None,
     ) -> Solution:
         """Integrates `inputs` and returns the whole `Solution`.
 
@@ -140,6 +141,7 @@ class ODELayer(keras.layers.Layer):
             training: Boolean, passed on to `dynamics`.
             t_span: The interval, as in a call, or `None` for that of the layer.
             t_eval_mask: The mask of the times, as in a call.
+            jump_times: The times of jumps, as in a call.
 
         Returns:
             A `keras_node.Solution`. It holds the final state `y1`, the counters
@@ -158,6 +160,7 @@ class ODELayer(keras.layers.Layer):
             ("t_eval", t_eval),
             ("t_span", t_span),
             ("t_eval_mask", t_eval_mask),
+            ("jump_times", jump_times),
         ):
             input_checks.not_symbolic(name, value)
         training = input_checks.as_training("training", training)
@@ -167,11 +170,13 @@ class ODELayer(keras.layers.Layer):
         y0 = ops.cast(y0, self._state_dtype)
         if self._casts_inputs:
             context = [_cast_floats(u, self.compute_dtype) for u in context]
-        span, times, mask = self._times(y0.shape, t_eval, t_span, t_eval_mask)
+        span, times, mask, jumps = self._times(
+            y0.shape, t_eval, t_span, t_eval_mask, jump_times
+        )
         dynamics = LayerDynamics(self.dynamics, self.time_dependent, training)
         field = VectorField(dynamics, context, y0)
         fixed = span is self._span
-        problem = Problem(field, y0, span, fixed, times, mask)
+        problem = Problem(field, y0, span, fixed, times, mask, jumps)
         solution = solve(problem, self.solver, self.adjoint, self.carried)
         field.advance(start_of(span, self._state_dtype), y0)
         return solution
@@ -183,12 +188,22 @@ class ODELayer(keras.layers.Layer):
         return dtype if dtype in ("float32", "float64") else "float32"
 
     def _times(
-        self, shape: tuple, t_eval: Any, t_span: Any, t_eval_mask: Any
-    ) -> tuple[Times, Times | None, Any]:
-        """Checks the interval, the times and their mask, as far as known."""
-        batch, span, mask = shape[0], self._span, None
+        self,
+        shape: tuple,
+        t_eval: Any,
+        t_span: Any,
+        t_eval_mask: Any,
+        jump_times: Any = None,
+    ) -> tuple[Times, Times | None, Any, Times | None]:
+        """Checks the interval, the times, their mask and the jumps, as far as
+        known.
+        """
+        batch, span, mask, jumps = shape[0], self._span, None, None
         if t_span is not None:
             span = given.span_of_call("t_span", t_span, batch)
+        if jump_times is not None:
+            jumps = given.jumps_of_call("jump_times", jump_times, batch)
+            check_jumps(self.solver)
         t_eval = self.t_eval if t_eval is None else t_eval
         if t_eval is None:
             if t_eval_mask is not None:
@@ -196,13 +211,13 @@ class ODELayer(keras.layers.Layer):
                     "`t_eval_mask` goes with `t_eval`, and there is none. "
                     f"Received: t_eval_mask={t_eval_mask!r}"
                 )
-            return span, None, None
+            return span, None, None, jumps
         times = given.of_call("t_eval", t_eval, batch)
         if t_eval_mask is not None:
             mask = given.mask_of_call("t_eval_mask", t_eval_mask, times, batch)
         check("t_eval", t_eval, times, span, self._state_dtype, mask)
         check_solver(self.solver, times, span)
-        return span, times, mask
+        return span, times, mask, jumps
 
     def _constant_times(self, t_eval: Any) -> list:
         """Checks the times that the layer is made with."""

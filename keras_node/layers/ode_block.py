@@ -103,6 +103,15 @@ class ODEBlock(ODELayer):
             is `False`, the time may be anything, NaN too. The output is 0
             there, and no gradient flows. The output carries the mask. A mask
             that Keras has attached to `t_eval` counts.
+        jump_times: Times at which the dynamics may jump, in the forms of
+            `t_eval`: of shape `(J,)`, or of shape `(batch, J)` for times of
+            each sample. Adaptive steps end there, and the slope is taken anew.
+            Without it, a jump inside a step goes unseen by the error
+            estimate. A step that ends at a jump sees the dynamics before it,
+            the next one those after it. Samples that share their steps stop at
+            the jumps of all of them. A time outside the interval does nothing,
+            nor does NaN. Gradients flow to the times; of several at the same
+            time, to one of them. It needs `"tsit5"`, `"dopri5"` or `"bosh3"`.
 
     Input shape:
         `(batch, ...)`, or a list of it and the shapes of the context.
@@ -198,11 +207,12 @@ class ODEBlock(ODELayer):
         t_eval: Any = None,
         t_span: Any = None,
         t_eval_mask: Any = None,
+        jump_times: Any = None,
         **kwargs: Any,
     ) -> Any:
         if t_eval_mask is None:
             t_eval_mask = _private.mask_of(t_eval)
-        times = {"t_eval": t_eval, "t_span": t_span}
+        times = {"t_eval": t_eval, "t_span": t_span, "jump_times": jump_times}
         for name, value in times.items():
             if value is not None:
                 if given.given(value) is None:
@@ -219,8 +229,11 @@ class ODEBlock(ODELayer):
         training: bool | None = None,
         t_span: Any = None,
         t_eval_mask: Any = None,
+        jump_times: Any = None,
     ) -> Tensor:
-        solution = self.solve(inputs, t_eval, training, t_span, t_eval_mask)
+        solution = self.solve(
+            inputs, t_eval, training, t_span, t_eval_mask, jump_times
+        )
         if self.stats is not None:
             self.stats.update(solution)
         solution.check(t_span=self.t_span if t_span is None else None)
@@ -242,6 +255,7 @@ class ODEBlock(ODELayer):
         t_eval_shape: tuple | None = None,
         t_span_shape: tuple | None = None,
         t_eval_mask_shape: tuple | None = None,
+        jump_times_shape: tuple | None = None,
     ) -> tuple:
         shape, *_ = input_checks.shapes("inputs", inputs_shape)
         if t_eval_shape is None and self.t_eval is not None:
@@ -255,12 +269,15 @@ class ODEBlock(ODELayer):
         training: bool | None = None,
         t_span: Any = None,
         t_eval_mask: Any = None,
+        jump_times: Any = None,
     ) -> keras.KerasTensor:
         y0, _ = input_checks.inputs_to("inputs", inputs, self._num_inputs)
         if t_eval is not None:
             input_checks.unmasked("inputs", y0)
         input_checks.as_training("training", training)
-        _, times, mask = self._times(y0.shape, t_eval, t_span, t_eval_mask)
+        _, times, mask, _ = self._times(
+            y0.shape, t_eval, t_span, t_eval_mask, jump_times
+        )
         t_eval_shape = None if times is None else times.shape
         shape = self.compute_output_shape(y0.shape, t_eval_shape)
         output = keras.KerasTensor(shape, dtype=self.compute_dtype)

@@ -64,7 +64,7 @@ class ConcatTime(keras.layers.Layer):
     def call(self, inputs: list) -> Tensor:
         t, y = input_checks.pair("inputs", inputs)
         channel = ops.zeros_like(ops.take(y, [0], axis=self.axis))
-        return ops.concatenate([y, channel + _of_rank(t, y)], axis=self.axis)
+        return ops.concatenate([y, channel + of_rank(t, y)], axis=self.axis)
 
     def compute_output_shape(self, inputs_shape: list) -> tuple:
         _, shape = input_checks.time_and_tensor("inputs", inputs_shape)
@@ -129,7 +129,7 @@ class ConcatSquash(keras.layers.Wrapper):
     def call(self, inputs: list) -> Tensor:
         t, y = input_checks.pair("inputs", inputs)
         x = self.layer(y)
-        t = _of_rank(t, x)
+        t = of_rank(t, x)
         return x * ops.sigmoid(self.scale * t + self.gate) + self.shift * t
 
     def compute_output_shape(self, inputs_shape: list) -> tuple:
@@ -137,7 +137,7 @@ class ConcatSquash(keras.layers.Wrapper):
         return self.layer.compute_output_shape(shape)
 
 
-def _of_rank(t: Tensor, y: Tensor) -> Tensor:
+def of_rank(t: Tensor, y: Tensor) -> Tensor:
     """Takes one time for each sample, and reshapes it to the rank of `y`."""
     index = slice(None), *(slice(1) for _ in t.shape[1:])
     first = t[index]

@@ -12,6 +12,7 @@ from keras_node.types import Norm
 from keras_node.types import RightHandSide
 from keras_node.types import Scalar
 from keras_node.types import State
+from keras_node.types import Tensor
 from keras_node.types import Tree
 
 
@@ -55,6 +56,7 @@ class DormandPrince(AdaptiveRungeKutta):
     """
 
     keeps_steps = False
+    stops_at_jumps = False
     reports_own_times = keras.backend.backend() != "tensorflow"
     tableau = DOPRI5
     _config_keys = ("rtol", "atol", "max_steps", "first_step")
@@ -77,7 +79,13 @@ class DormandPrince(AdaptiveRungeKutta):
         args: Tree = (),
         outputs: tuple[Output, ...] = (),
         norm: Norm | None = None,
+        jumps: Tensor | None = None,
     ) -> Solution:
+        if jumps is not None:
+            raise ValueError(
+                "`jumps` need a solver that stops at them, such as "
+                f'"tsit5", "dopri5" or "bosh3". Received: solver={self}'
+            )
         reports = tuple(x for x in outputs if isinstance(x, ReportAt))
         if len(reports) < len(outputs):
             raise ValueError(

@@ -117,6 +117,7 @@ class AdaptiveRungeKutta(RungeKuttaSolver):
     """Runge-Kutta solver that keeps the error of each step in bounds."""
 
     adaptive = True
+    stops_at_jumps = True
     _config_keys: ClassVar[tuple[str, ...]] = (
         "rtol",
         "atol",

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_node.integration.interval import Span
+from keras_node.integration.span import Span
 from keras_node.times.given import Times
 from keras_node.types import Tensor
 
@@ -152,7 +152,7 @@ def _inside(xp: Any, t: Any, times: Times, ends: _Ends, dtype: str) -> Any:
 
 
 def extent_of(span: Times, dtype: str, per_sample: bool) -> Any:
-    """Chooses the extent of a `Span`; 1 where the interval is empty.
+    """Chooses the extent of a `Course`; 1 where the interval is empty.
 
     Returns:
         An array if the ends are known and no gradient flows to them, else a
@@ -185,7 +185,7 @@ def elapsed(
     Args:
         times: The times, `(T,)` or `(batch, T)`.
         span: The ends of the interval.
-        extent: See `Span`: an array or a tensor.
+        extent: See `Course`: an array or a tensor.
         dtype: The dtype in which `s` is counted.
         mask: Array or tensor `(batch, T)`, false where a time does not count.
 
@@ -220,6 +220,18 @@ def elapsed(
     # Times that were moved have the gradient of those that were not.
     s = xp.where(inside, s, end)
     return Elapsed(ops.cast(value + (s - ops.stop_gradient(s)), dtype), inside)
+
+
+def aligned(times: Times, span: Times, dtype: str) -> tuple[Any, Any]:
+    """Returns times and `t1`, of ranks that go together.
+
+    They are arrays if both are known and no gradient flows, else tensors.
+    """
+    ends = _ends(span, dtype).of_rows()
+    if not (times.moves or span.moves):
+        return times.values, ends.t1
+    t, ends, _ = _tensors(times, ends, 1.0, dtype)
+    return t, ends.t1
 
 
 def _tensors(times: Times, ends: _Ends, extent: Any, dtype: str) -> tuple:

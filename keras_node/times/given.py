@@ -35,6 +35,18 @@ class Times:
         some: Any = self.values if self.tensor is None else self.tensor
         return tuple(some.shape)
 
+    def still(self) -> "Times":
+        """Returns the same times, but no gradient flows to them."""
+        if not self.moves:
+            return self
+        return Times(self.values, ops.stop_gradient(self.tensor), self.eps)
+
+    def as_given(self) -> Tensor:
+        """Returns the tensor, or makes one of what is known."""
+        if self.tensor is not None:
+            return self.tensor
+        return ops.convert_to_tensor(self.values, widest())
+
     @property
     def moves(self) -> bool:
         """Flag: a gradient may flow to the times."""
@@ -75,7 +87,7 @@ def _of_tensor(x: Any) -> Times | None:
     if not whole and not keras.backend.is_float_dtype(dtype):
         return None
     if isinstance(x, keras.KerasTensor):
-        return Times(None, x, _eps(_widest() if whole else dtype))
+        return Times(None, x, _eps(widest() if whole else dtype))
     # PyTorch cannot convert `bfloat16` to NumPy.
     values = backend.value(ops.cast(x, "float32") if dtype in EPS_HALF else x)
     if values is not None:
@@ -83,7 +95,7 @@ def _of_tensor(x: Any) -> Times | None:
         if whole or not backend.is_tracked(x):
             return Times(values, None, _eps(dtype))
     if whole:
-        dtype = _widest()
+        dtype = widest()
         x = ops.cast(x, dtype)
     return Times(values, ops.convert_to_tensor(x), _eps(dtype))
 
@@ -96,7 +108,7 @@ def _eps(dtype: Any) -> float:
     return float(np.finfo(name).eps) if name.startswith("float") else _EXACT
 
 
-def _widest() -> str:
+def widest() -> str:
     """Returns float64, or float32 on JAX where float64 is not enabled."""
     return keras.backend.standardize_dtype(
         ops.convert_to_tensor(np.zeros((), "float64")).dtype
@@ -114,6 +126,21 @@ def of_call(name: str, value: Any, batch: int | None) -> Times:
         )
     _check_batch(name, shape, 1, batch, value)
     return times
+
+
+def jumps_of_call(name: str, value: Any, batch: int | None) -> Times | None:
+    """Checks times of jumps, `(J,)`, or `(batch, J)`; `None` for no times."""
+    times = given(value)
+    shape: Any = None if times is None else times.shape
+    if isinstance(value, (list, tuple)) and not value:
+        return None
+    if shape is None or len(shape) not in (1, 2):
+        raise ValueError(
+            f"`{name}` must be times of shape `(J,)`, or `(batch, J)` for "
+            f"times of each sample. Received: {name}={value!r}"
+        )
+    _check_batch(name, shape, 1, batch, value)
+    return times if shape[-1] != 0 else None
 
 
 def span_of_call(name: str, value: Any, batch: int | None) -> Times:

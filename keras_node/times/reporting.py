@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_node import pytree
 from keras_node.integration.pages import outer
+from keras_node.integration.pages import take_rows
 from keras_node.times.elapsed import Elapsed
 from keras_node.types import State
 from keras_node.types import Tensor
@@ -49,7 +50,7 @@ class Reporting(NamedTuple):
 
     def _leaf(self, ys: Tensor) -> Tensor:
         rank = len(ys.shape)
-        ys = _take_rows(ys, self.back)
+        ys = take_rows(ys, self.back)
         if self.inside is not None:
             outside = pytree.zero_or_nan(self.inside, ys.dtype)
             ys = ys + outer(outside, rank)
@@ -60,16 +61,3 @@ class Reporting(NamedTuple):
 
 def _time_first(x: Tensor) -> Tensor:
     return ops.transpose(x) if len(x.shape) > 1 else x
-
-
-def _take_rows(ys: Tensor, rows: Tensor) -> Tensor:
-    """Takes rows, or for each sample rows of its own."""
-    if len(rows.shape) == 1:
-        return ops.take(ys, rows, axis=0)
-    size, batch, *shape = ops.shape(ys)
-    flat = ops.reshape(ys, (size * batch, *shape))
-    samples = ops.arange(0, batch, dtype="int32")
-    places = ops.reshape(ops.cast(rows, "int32") * batch + samples, (-1,))
-    taken = ops.take(flat, places, axis=0)
-    # On JAX, Keras's `take` loses the shape of an empty index.
-    return ops.reshape(taken, (size, batch, *shape))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr
@@ -146,3 +147,20 @@ def eps_of_products() -> float:
     if chosen in (None, "float32", "highest") or jax.default_backend() == "cpu":
         return EPS_FLOAT32
     return EPS_TF32
+
+
+def scan(
+    f: Callable, carry: Tree, xs: Tree, like: Tensor | None
+) -> tuple[Tree, Tensor | None]:
+    scope: contextlib.AbstractContextManager = contextlib.nullcontext()
+    if not _private.in_stateless_scope():
+        # A variable that is written in the loop would keep a tracer.
+        scope = keras.StatelessScope()
+    with scope:
+        return lax.scan(
+            lambda carry, x: (
+                f(carry, x) if like is not None else (f(carry, x)[0], None)
+            ),
+            carry,
+            xs,
+        )
