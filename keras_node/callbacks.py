@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_node.backend import _private
 from keras_node.integration.solution import Solution
+from keras_node.layers.counted import Counted
 
 __all__ = ["SolverStats"]
 
@@ -70,7 +71,7 @@ class SolverStats(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict | None = None) -> None:
         self._blocks = {}
         for layer in _private.layers_of(self.model):
-            if hasattr(layer, "stats"):
+            if isinstance(layer, Counted):
                 layer.stats = _Counters()
                 self._blocks[self._free_name(layer.name)] = layer
         self._recompile()

@@ -136,12 +136,17 @@ def methods(
     given = {k: v for k, v in tolerances.items() if v is not None}
     solver, adjoint = solvers.get(solver, **given), adjoints.get(adjoint)
     if adjoint.needs_steps and not solver.keeps_steps:
-        names = [name for name, cls in solvers.ALL.items() if cls.keeps_steps]
+        names = solvers_that("keeps_steps")
         raise ValueError(
             f"`adjoint` {adjoint} needs a `solver` that keeps a record of its "
             f"steps: one of {names}. Received: solver={solver}"
         )
     return solver, adjoint
+
+
+def solvers_that(flag: str) -> list[str]:
+    """Lists the names of the solvers that have a flag of `Solver`."""
+    return [name for name, cls in solvers.ALL.items() if getattr(cls, flag)]
 
 
 def finest_rtol(solver: Solver, adjoint: Adjoint) -> float:
@@ -154,9 +159,7 @@ def check_solver(solver: Solver, times: Times, span: Times) -> None:
     """Refuses times of each sample if the solver cannot report at them."""
     own = max(len(times.shape), len(span.shape)) > 1
     if own and not solver.reports_own_times:
-        names = [
-            name for name in solvers.ALL if solvers.get(name).reports_own_times
-        ]
+        names = solvers_that("reports_own_times")
         raise ValueError(
             "`t_eval` of shape `(batch, T)`, or `t_span` of shape "
             f"`(batch, 2)` with `t_eval`, needs a `solver` among {names}. "
@@ -167,7 +170,7 @@ def check_solver(solver: Solver, times: Times, span: Times) -> None:
 def check_jumps(solver: Solver) -> None:
     """Refuses a solver whose steps cannot end where the slope jumps."""
     if not solver.stops_at_jumps:
-        names = [name for name, x in solvers.ALL.items() if x.stops_at_jumps]
+        names = solvers_that("stops_at_jumps")
         raise ValueError(
             f"`jump_times` needs a `solver` among {names}, whose steps can end "
             f"at any time. Received: solver={solver}"

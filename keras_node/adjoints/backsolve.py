@@ -123,9 +123,7 @@ class BacksolveAdjoint(Adjoint):
         expected: State,
     ) -> State:
         """Solves from `start` back to `end`, where the state is `expected`."""
-        field = solve.f
-        if field.jumps is not None:
-            field = field.after(end)
+        field = solve.f.after(end)
         f: Any = _Augmented(field)
         t0, t1 = start, end
         if len(getattr(start, "shape", ())):

@@ -16,6 +16,12 @@ from keras_node.backend.precisions import EPS_HALF
 _warned = False
 
 
+def of_state(dtype: str) -> str:
+    """Chooses the dtype of the state, for layers that compute in `dtype`."""
+    # Half precision cannot hold a time step.
+    return dtype if dtype in ("float32", "float64") else "float32"
+
+
 def of_layer(layer: keras.layers.Layer) -> float:
     """Finds the largest `eps` of a layer and the layers inside it."""
     return max([0.0, *map(_eps, _private.layers_of(layer))])

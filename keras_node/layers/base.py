@@ -21,6 +21,7 @@ from keras_node.dynamics.layer import symbolic_call
 from keras_node.dynamics.vector_field import VectorField
 from keras_node.integration.solution import Solution
 from keras_node.integration.solver import Solver
+from keras_node.layers.counted import Counted
 from keras_node.problem import Problem
 from keras_node.problem import check_jumps
 from keras_node.problem import check_solver
@@ -38,7 +39,7 @@ from keras_node.types import Tensor
 _building = threading.RLock()
 
 
-class ODELayer(keras.layers.Layer):
+class ODELayer(Counted):
     """Base class of the layers that solve `dy/dt = dynamics(y)`.
 
     A subclass defines `call`, which turns the solution into an output. The
@@ -68,8 +69,6 @@ class ODELayer(keras.layers.Layer):
         checks.float_dtype("dtype", self.compute_dtype)
         self.supports_masking = True
         self._num_inputs: int | None = None  # known when it is built
-        # `callbacks.SolverStats` counts here while it is in use.
-        self.stats: Any = None
         self.dynamics = checks.as_layer("dynamics", dynamics)
         self.t_span = checks.time_span("t_span", t_span)
         self._span = Times(np.array(self.t_span), None, 0.0)
@@ -109,17 +108,9 @@ class ODELayer(keras.layers.Layer):
             dy = input_checks.call_dynamics("dynamics", call, inputs)
         input_checks.require_slope("dynamics", dy, y.shape)
         self._num_inputs = len(shapes)
-        precision.warn_below(self._finest_rtol, self.dynamics)
-
-    @property
-    def _finest_rtol(self) -> float:
-        return finest_rtol(self.solver, self.adjoint)
-
-    @property
-    def variables(self) -> list:
-        # Variables and not metrics: on JAX a layer cannot update a metric.
-        counters = [] if self.stats is None else self.stats.variables
-        return [*super().variables, *counters]
+        precision.warn_below(
+            finest_rtol(self.solver, self.adjoint), self.dynamics
+        )
 
     @backend.uncompiled
     def solve(
@@ -183,9 +174,7 @@ class ODELayer(keras.layers.Layer):
 
     @property
     def _state_dtype(self) -> str:
-        # Half precision cannot hold a time step.
-        dtype = self.compute_dtype
-        return dtype if dtype in ("float32", "float64") else "float32"
+        return precision.of_state(self.compute_dtype)
 
     def _times(
         self,

@@ -11,13 +11,14 @@ from keras_node import checks
 from keras_node import input_checks
 from keras_node import pytree
 from keras_node import registry
-from keras_node import solvers
 from keras_node.adjoints.base import Adjoint
 from keras_node.config import register
+from keras_node.dynamics import precision
 from keras_node.dynamics.layer import symbolic_call
 from keras_node.integration.solver import Solver
 from keras_node.layers.controlled import Controlled
 from keras_node.layers.ode_block import ODEBlock
+from keras_node.problem import solvers_that
 from keras_node.series import inputs as series
 from keras_node.series import path
 from keras_node.types import Tensor
@@ -143,7 +144,7 @@ class CDEBlock(keras.layers.Layer):
         )
         dynamics = checks.as_layer("dynamics", dynamics)
         checks.float_dtype("dtype", self.compute_dtype)
-        self._dtype = _at_least_float32(self.compute_dtype)
+        self._dtype = precision.of_state(self.compute_dtype)
         self.block = ODEBlock(
             Controlled(dynamics, name="field", dtype=self._dtype),
             solver=solver,
@@ -155,9 +156,7 @@ class CDEBlock(keras.layers.Layer):
             dtype=self.dtype_policy,
         )
         if not self.solver.stops_at_jumps:
-            names = [
-                name for name, x in solvers.ALL.items() if x.stops_at_jumps
-            ]
+            names = solvers_that("stops_at_jumps")
             raise ValueError(
                 "`solver` must be one whose steps can end at the observations: "
                 f"one of {names}. Received: solver={self.solver}"
@@ -349,10 +348,6 @@ def _ends(size: Tensor) -> Tensor:
 
 def _steps(size: Tensor) -> Tensor:
     return ops.cast(ops.arange(size), "float32")
-
-
-def _at_least_float32(dtype: str) -> str:
-    return dtype if dtype in ("float32", "float64") else "float32"
 
 
 def _wider(*dtypes: str) -> str:

@@ -17,6 +17,7 @@ from keras_node.dynamics import precision
 from keras_node.dynamics.layer import LayerDynamics
 from keras_node.dynamics.layer import symbolic_call
 from keras_node.integration.solver import Solver
+from keras_node.layers.counted import Counted
 from keras_node.problem import finest_rtol
 from keras_node.problem import methods
 from keras_node.series import cells
@@ -27,7 +28,7 @@ from keras_node.types import Tensor
 
 
 @register
-class ODERNN(keras.layers.Layer):
+class ODERNN(Counted):
     """Recurrent layer whose state evolves by an ODE between observations.
 
     It is used like `keras.layers.RNN`, on a series of observations `x` and
@@ -177,8 +178,6 @@ class ODERNN(keras.layers.Layer):
         self.autocast = False
         checks.float_dtype("dtype", self.compute_dtype)
         self.supports_masking = True
-        # `callbacks.SolverStats` counts here while it is in use.
-        self.stats: Any = None
         self.states: list | None = None
         self._time_of_states: Any = None
         self.cell = cells.check("cell", cell)
@@ -268,12 +267,6 @@ class ODERNN(keras.layers.Layer):
             self._time_of_states.assign(np.full((batch,), np.nan))
 
     reset_states = reset_state  # as Keras has it
-
-    @property
-    def variables(self) -> list:
-        # Variables and not metrics: on JAX a layer cannot update a metric.
-        counters = [] if self.stats is None else self.stats.variables
-        return [*super().variables, *counters]
 
     def __call__(
         self, inputs: Any, initial_state: Any = None, mask: Any = None, **kwargs

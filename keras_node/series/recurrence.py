@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_node import backend
 from keras_node.adjoints.base import Adjoint
+from keras_node.dynamics import precision
 from keras_node.dynamics.layer import LayerDynamics
 from keras_node.integration.solution import Solution
 from keras_node.integration.solver import Solver
@@ -78,9 +79,9 @@ class Recurrence(NamedTuple):
         walk = spans.before_steps if before else spans.after_steps
         span = walk(clock, visible)
 
-        h, dtype = states[0], keras.backend.standardize_dtype(states[0].dtype)
-        if dtype not in ("float32", "float64"):
-            dtype = "float32"  # half precision cannot hold a time step
+        h = states[0]
+        dtype = keras.backend.standardize_dtype(h.dtype)
+        dtype = precision.of_state(dtype)
         evolve = Evolution(
             self.dynamics, ops.cast(h, dtype), self.solver, self.adjoint
         )
