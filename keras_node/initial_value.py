@@ -127,12 +127,8 @@ def solve_ivp(
         jumps = given.jumps_of_call("jump_times", jump_times, batch)
         check_jumps(solver)
         own = own or (jumps is not None and len(jumps.shape) > 1)
-    if own and batch is None:
-        raise ValueError(
-            "`y0` must have a batch axis, of one size for all of its tensors, "
-            "if samples have times or steps of their own. Received: shapes "
-            f"{[tuple(x.shape) for x in pytree.leaves(y0)]}"
-        )
+    if own:
+        _check_has_batch(y0)
     dynamics = FunctionDynamics(fun, args, own)
     tensors = [x for x in tree.flatten(args) if ops.is_tensor(x)]
     field = VectorField(dynamics, tensors, y0)
@@ -192,6 +188,15 @@ def _as_argument(x: Any, dtype: str) -> Any:
         "`args` must hold tensors; let `fun` close over everything else. "
         f"Received: {x!r}"
     )
+
+
+def _check_has_batch(y0: State) -> None:
+    if _batch(y0) is None:
+        raise ValueError(
+            "`y0` must have a batch axis, of one size for all of its tensors, "
+            "if samples have times or steps of their own. Received: shapes "
+            f"{[tuple(x.shape) for x in pytree.leaves(y0)]}"
+        )
 
 
 def _batch(y0: State) -> int | None:

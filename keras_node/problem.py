@@ -16,6 +16,7 @@ from keras_node.integration.solution import Solution
 from keras_node.integration.solver import Solver
 from keras_node.integration.span import Course
 from keras_node.integration.span import OverSpan
+from keras_node.integration.span import Span
 from keras_node.integration.span import unmoved
 from keras_node.times.elapsed import as_span
 from keras_node.times.elapsed import as_tensor
@@ -78,9 +79,7 @@ def solve(
         args, frozen = f.arguments(ends, course, args, frozen)
     reporting, s_eval = None, None
     if times is not None:
-        still = span if s_jumps is None else span.still()
-        since = elapsed(times, still, extent, dtype, problem.mask)
-        reporting = Reporting.of(since, problem.mask, dtype)
+        reporting = _reporting(problem, times, extent, dtype)
         s_eval = reporting.s_eval
         if moves and s_jumps is not None:
             s_eval = unmoved(ends, course, s_eval)
@@ -99,12 +98,7 @@ def solve(
         s_jumps,
     )
     if not fixed:
-        rate = ends.length / t1
-        reached = ends.t0 + rate * solution.t
-        solution = solution._replace(
-            t=ops.where(solution.success, ends.t1, reached),
-            elapsed=ops.abs(rate) * solution.elapsed,
-        )
+        solution = _in_time(solution, ends, t1)
     if reporting is not None:
         solution = solution._replace(ys=reporting.returned(solution.ys))
     return carried.split(solution) if carried is not None else solution
@@ -116,7 +110,9 @@ def _moves(problem: Problem) -> bool:
     return problem.span.moves or (jumps is not None and jumps.moves)
 
 
-def _over_span(problem: Problem, extent: Any, dtype: str) -> tuple:
+def _over_span(
+    problem: Problem, extent: Any, dtype: str
+) -> tuple[Span, Course]:
     """Makes the `Span` of a problem, and the `Course` over it."""
     ends = as_span(problem.span, dtype)
     course = Course(as_tensor(extent, dtype))
@@ -124,6 +120,26 @@ def _over_span(problem: Problem, extent: Any, dtype: str) -> tuple:
         return ends, course
     jumps = Jumps.of(problem.jumps, problem.span, extent, dtype)
     return ends._replace(jumps=jumps.t), course._replace(jumps=jumps.s)
+
+
+def _reporting(
+    problem: Problem, times: Times, extent: Any, dtype: str
+) -> Reporting:
+    """Sorts the times to report."""
+    # With jumps, the gradient to the ends is that of `unmoved`.
+    span = problem.span if problem.jumps is None else problem.span.still()
+    since = elapsed(times, span, extent, dtype, problem.mask)
+    return Reporting.of(since, problem.mask, dtype)
+
+
+def _in_time(solution: Solution, ends: Span, extent: Any) -> Solution:
+    """Says in units of time what a solve says in those of its course."""
+    rate = ends.length / extent
+    reached = ends.t0 + rate * solution.t
+    return solution._replace(
+        t=ops.where(solution.success, ends.t1, reached),
+        elapsed=ops.abs(rate) * solution.elapsed,
+    )
 
 
 def methods(

@@ -11,7 +11,7 @@ from keras import ops
 from keras_node import pytree
 from keras_node import solvers
 from keras_node.adjoints import replay
-from keras_node.adjoints.base import Solve
+from keras_node.adjoints.solve import Solve
 from keras_node.integration import report_cotangents
 from keras_node.integration import reports
 from keras_node.integration import step_size

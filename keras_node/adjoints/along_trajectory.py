@@ -12,8 +12,8 @@ from keras_node import pytree
 from keras_node import registry
 from keras_node.adjoints import replay
 from keras_node.adjoints.base import Adjoint
-from keras_node.adjoints.base import Cotangent
-from keras_node.adjoints.base import Solve
+from keras_node.adjoints.solve import Cotangent
+from keras_node.adjoints.solve import Solve
 from keras_node.integration import report_cotangents
 from keras_node.integration.dense import Dense
 from keras_node.integration.outputs import Output

@@ -9,8 +9,8 @@ from keras_node import backend
 from keras_node import pytree
 from keras_node import registry
 from keras_node.adjoints.base import Adjoint
-from keras_node.adjoints.base import Cotangent
-from keras_node.adjoints.base import Solve
+from keras_node.adjoints.solve import Cotangent
+from keras_node.adjoints.solve import Solve
 from keras_node.config import register
 from keras_node.integration import report_cotangents
 from keras_node.integration.outputs import Output

@@ -1,16 +1,18 @@
-"""The contract of an adjoint, and the solve that it differentiates."""
+"""The contract of an adjoint."""
 
 import abc
 from collections.abc import Callable
-from typing import NamedTuple
 
 from keras import ops
 
 from keras_node import backend
 from keras_node import pytree
+from keras_node.adjoints.solve import Cotangent
+from keras_node.adjoints.solve import Frozen
+from keras_node.adjoints.solve import Given
+from keras_node.adjoints.solve import Solve
+from keras_node.adjoints.solve import split
 from keras_node.config import Config
-from keras_node.integration.interval import ElapsedField
-from keras_node.integration.interval import Interval
 from keras_node.integration.outputs import Output
 from keras_node.integration.outputs import ReportAt
 from keras_node.integration.record import read_row
@@ -22,32 +24,6 @@ from keras_node.types import Scalar
 from keras_node.types import State
 from keras_node.types import Tensor
 from keras_node.types import Tree
-
-
-class Solve(NamedTuple):
-    """Forward solve, as its backward pass sees it."""
-
-    solver: Solver
-    f: ElapsedField  # dy/ds, of (s, y, args)
-    t_span: tuple  # the ends of the interval, as `Adjoint.integrate` has them
-    y0: State
-    args: Tree  # what the solve is differentiated by, beside `y0`
-    s_eval: Tensor | None  # the times to report, as `ReportAt` takes them
-    num_reported: Tensor  # how many of them were reached
-    solution: Solution
-    kept: tuple  # the results of `Adjoint.outputs`
-
-    @property
-    def span(self) -> Scalar:
-        """Length of the interval."""
-        return abs(self.t_span[1] - self.t_span[0])
-
-
-class Cotangent(NamedTuple):
-    """Cotangents of the results of a solve."""
-
-    adj_y1: State
-    adj_ys: State  # (T, batch, ...), or () without reports
 
 
 class Adjoint(Config, abc.ABC):
@@ -114,34 +90,27 @@ class Adjoint(Config, abc.ABC):
         reports = s_eval is not None
         known = isinstance(t1, float)
 
-        def unpacked(inputs, constants):
+        def given(inputs, constants):
             y0, args, moving = inputs
             frozen, fixed, extent, stops = constants
-            times, end = moving if moves else fixed, t1 if known else extent
-            stops = stops if jumps is not None else None
-            return y0, args, times, _Frozen(f, frozen), end, stops
+            times = (moving if moves else fixed) if reports else None
+            right, t_span = Frozen(f, frozen), (t0, t1 if known else extent)
+            stops = stops if jump else None
+            return Given(right, t_span, y0, args, times, stops)
 
         @backend.full_products()
         def forward(inputs, constants, keeps):
-            y0, args, times, right, end, stops = unpacked(inputs, constants)
-            outputs = (ReportAt(times),) if reports else ()
+            problem = given(inputs, constants)
+            outputs = (ReportAt(problem.s_eval),) if reports else ()
             if keeps:
-                outputs += self.outputs(solver, stops)
-            at_jumps = () if stops is None else (stops,)
-            solution = solver.solve(
-                right, t0, end, y0, args, outputs, norm, *at_jumps
-            )
-            found = _split(solution, reports)
+                outputs += self.outputs(solver, problem.jumps)
+            found = split(problem.solve(solver, outputs, norm), reports)
             return found[0], (inputs, constants, *found)
 
         @backend.full_products()
         def backward(residuals, cotangent):
             inputs, constants, *found = residuals
-            y0, args, times, right, end, stops = unpacked(inputs, constants)
-            s_eval = times if reports else None
-            solve = _as_solve(
-                solver, right, (t0, end), y0, args, s_eval, stops, found
-            )
+            solve = given(inputs, constants).solved(solver, *found)
             cotangent = Cotangent(cotangent.y1, cotangent.ys)
             gradients = self._scaled(solve, cotangent)
             return *gradients, _pull_times(solve, cotangent) if moves else ()
@@ -169,48 +138,6 @@ class Adjoint(Config, abc.ABC):
         finite, gradients = _times(scale, self.pullback(solve, cotangent))
         solve.solution.check_gradients(finite)
         return gradients
-
-
-class _Frozen(NamedTuple):
-    """Right-hand side `f(t, y, args)`, with `frozen` filled in."""
-
-    f: Callable  # of (t, y, args, frozen)
-    frozen: Tree
-
-    def __call__(self, t: Scalar, y: State, args: Tree) -> State:
-        return self.f(t, y, args, self.frozen)
-
-
-def _split(solution: Solution, reports: bool) -> tuple[Solution, Tree, Tree]:
-    """Splits a solution from the results of its outputs.
-
-    Returns:
-        The solution, with the reports if there are any, the number of reports,
-        and the results of the outputs that the adjoint asked for.
-    """
-    kept, solution = solution.outputs, solution._replace(outputs=())
-    if not reports:
-        return solution, (), kept
-    (ys, num_reported), *others = kept
-    return solution._replace(ys=ys), num_reported, tuple(others)
-
-
-def _as_solve(solver, f, t_span, y0, args, s_eval, jumps, found):
-    """Joins a forward solve and what `_split` found."""
-    solution, num_reported, kept = found
-    t0, t1 = t_span
-    interval = Interval.between(t0, t1, solution.t.dtype)
-    return Solve(
-        solver=solver,
-        f=ElapsedField(f, interval, jumps),
-        t_span=t_span,
-        y0=y0,
-        args=args,
-        s_eval=s_eval,
-        num_reported=num_reported,
-        solution=solution,
-        kept=kept,
-    )
 
 
 @backend.jit

@@ -7,8 +7,8 @@ from keras_node import checks
 from keras_node import pytree
 from keras_node.adjoints import replay
 from keras_node.adjoints.base import Adjoint
-from keras_node.adjoints.base import Cotangent
-from keras_node.adjoints.base import Solve
+from keras_node.adjoints.solve import Cotangent
+from keras_node.adjoints.solve import Solve
 from keras_node.adjoints.tape import Tape
 from keras_node.config import register
 from keras_node.integration.dense import Dense

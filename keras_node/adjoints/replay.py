@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_node import backend
 from keras_node import pytree
-from keras_node.adjoints.base import Solve
+from keras_node.adjoints.solve import Solve
 from keras_node.integration.record import Trajectory
 from keras_node.integration.record import get_item
 from keras_node.integration.record import list_like

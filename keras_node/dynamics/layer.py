@@ -1,5 +1,6 @@
 """A Keras layer as dynamics."""
 
+import threading
 from collections.abc import Hashable
 from collections.abc import Sequence
 
@@ -14,6 +15,9 @@ from keras_node.types import Scalar
 from keras_node.types import State
 from keras_node.types import Tensor
 from keras_node.types import Tree
+
+# Several threads may call a new layer. Only one at a time builds it.
+_building = threading.RLock()
 
 
 def arguments(
@@ -34,6 +38,33 @@ def symbolic_call(layer: keras.layers.Layer, inputs: Tree) -> Tree:
         outputs = symbolic_call(inner, outputs)
     layer.build([x.shape for x in inputs])
     return outputs
+
+
+def build(
+    layer: keras.layers.Layer,
+    y: keras.KerasTensor,
+    context: Sequence = (),
+    time_dependent: bool = False,
+) -> None:
+    """Builds a layer, and checks that it returns the slope of states like `y`.
+
+    A symbolic call builds every kind of layer; `layer.build` would miss
+    subclasses without a `build` of their own.
+    """
+    t = keras.KerasTensor((*y.shape[:-1], 1), dtype=y.dtype)
+    inputs = arguments(t, y, context, time_dependent)
+
+    def call(inputs):
+        try:
+            return symbolic_call(layer, inputs)
+        except NotImplementedError:
+            # Keras cannot infer the shape, as for a PyTorch module. Each
+            # evaluation checks the slope anyway.
+            return y
+
+    with _building:
+        dy = input_checks.call_dynamics("dynamics", call, inputs)
+    input_checks.require_slope("dynamics", dy, y.shape)
 
 
 class LayerDynamics:

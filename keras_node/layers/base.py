@@ -1,6 +1,5 @@
 """Base of the layers that solve an ODE: arguments, build, times, config."""
 
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +15,7 @@ from keras_node.adjoints.base import Adjoint
 from keras_node.backend import _private
 from keras_node.dynamics import precision
 from keras_node.dynamics.layer import LayerDynamics
-from keras_node.dynamics.layer import arguments
-from keras_node.dynamics.layer import symbolic_call
+from keras_node.dynamics.layer import build
 from keras_node.dynamics.vector_field import VectorField
 from keras_node.integration.solution import Solution
 from keras_node.integration.solver import Solver
@@ -34,9 +32,6 @@ from keras_node.times.elapsed import check
 from keras_node.times.elapsed import start_of
 from keras_node.times.given import Times
 from keras_node.types import Tensor
-
-# Several threads may call a new layer. Only one at a time builds it.
-_building = threading.RLock()
 
 
 class ODELayer(Counted):
@@ -91,22 +86,7 @@ class ODELayer(Counted):
             keras.KerasTensor(shape, dtype=self.compute_dtype)
             for shape in shapes
         ]
-        t = keras.KerasTensor((*y.shape[:-1], 1), dtype=self.compute_dtype)
-        inputs = arguments(t, y, context, self.time_dependent)
-
-        # A symbolic call builds every kind of layer; `dynamics.build` would
-        # miss subclasses without a `build` of their own.
-        def call(inputs):
-            try:
-                return symbolic_call(self.dynamics, inputs)
-            except NotImplementedError:
-                # Keras cannot infer the shape, as for a PyTorch module. Each
-                # evaluation checks the slope anyway.
-                return y
-
-        with _building:
-            dy = input_checks.call_dynamics("dynamics", call, inputs)
-        input_checks.require_slope("dynamics", dy, y.shape)
+        build(self.dynamics, y, context, self.time_dependent)
         self._num_inputs = len(shapes)
         precision.warn_below(
             finest_rtol(self.solver, self.adjoint), self.dynamics

@@ -3,7 +3,6 @@
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_node import backend
@@ -17,6 +16,7 @@ from keras_node.dynamics import precision
 from keras_node.dynamics.layer import symbolic_call
 from keras_node.integration.solver import Solver
 from keras_node.layers.controlled import Controlled
+from keras_node.layers.controlled import state_width
 from keras_node.layers.ode_block import ODEBlock
 from keras_node.problem import solvers_that
 from keras_node.series import inputs as series
@@ -179,7 +179,7 @@ class CDEBlock(keras.layers.Layer):
         point = keras.KerasTensor((batch, channels + 1), self.compute_dtype)
         self._channels = channels
         if self.initial is None:
-            width = _state_width(self.dynamics, channels + 1)
+            width = state_width(self.dynamics, channels + 1)
             self.start = keras.layers.Dense(
                 width, name="start", dtype=self.dtype_policy
             )
@@ -203,7 +203,7 @@ class CDEBlock(keras.layers.Layer):
     def _check_width(self, channels: int) -> None:
         """Checks that `initial` and `dynamics` agree on the width."""
         try:
-            width = _state_width(self.dynamics, channels)
+            width = state_width(self.dynamics, channels)
         except ValueError:  # it cannot be told yet
             return
         if width != self._width:
@@ -228,9 +228,7 @@ class CDEBlock(keras.layers.Layer):
         x, t, mask = self._checked(inputs, mask)
         driver = path.of_series(x, t, mask, self.interpolation)
         h = self.start(ops.cast(driver.start, self.compute_dtype))
-        size = x.shape[1]
-        end: Any = [0.0, size - 1.0] if size else _ends(ops.shape(x)[1])
-        steps = np.arange(float(size)) if size else _steps(ops.shape(x)[1])
+        end, steps = path.course(x)
         states = self.block(
             [h, *driver.segments],
             t_eval=steps if self.return_sequences else None,
@@ -254,7 +252,7 @@ class CDEBlock(keras.layers.Layer):
         mask = series.mask_of_observations(mask)
         if mask is not None:
             mask = series.mask("mask", mask, x.shape)
-            _check_padding(mask)
+            series.check_padding("mask", mask)
         series.check_order("t", found, mask, strictly=True)
         if mask is not None:
             mask = ops.convert_to_tensor(mask)
@@ -268,7 +266,7 @@ class CDEBlock(keras.layers.Layer):
         if self.built:
             width = self._width
         elif self.initial is None:
-            width = _state_width(self.dynamics, channels + 1)
+            width = state_width(self.dynamics, channels + 1)
         else:
             width = self.initial.compute_output_shape((batch, channels + 1))[-1]
         steps = (size,) if self.return_sequences else ()
@@ -310,44 +308,6 @@ def _shapes(value: Any) -> tuple[tuple, tuple]:
         "`inputs` must be a list `[x, t]` with `x` of shape `(batch, T, "
         f"channels)`, of a known number of channels. Received: shapes {value!r}"
     )
-
-
-def _state_width(dynamics: keras.layers.Layer, channels: int) -> int:
-    """Finds the width of the state by that of the output of `dynamics`."""
-    try:
-        shape = dynamics.output_shape
-    except AttributeError:  # not called yet
-        try:
-            shape = dynamics.compute_output_shape((None, None))
-        except Exception:  # a layer may raise any kind
-            shape = (None, None)
-    width = shape[-1] if isinstance(shape, tuple) and len(shape) == 2 else None
-    if width and width % channels == 0:
-        return width // channels
-    raise ValueError(
-        "`dynamics` must return a tensor of shape `(batch, h * (channels + 1))`"
-        f", here with {channels} for `channels + 1`. Give `initial` if the "
-        f"width cannot be told. Received: shape {shape}"
-    )
-
-
-def _check_padding(mask: Any) -> None:
-    """Refuses a mask that is known to be false before the end of a series."""
-    known = backend.value(mask) if ops.is_tensor(mask) else mask
-    if known is not None and np.any(known[:, 1:] & ~known[:, :-1]):
-        raise ValueError(
-            "`mask` must be `False` after the end of a series only; a missing "
-            f"value in between is NaN. Received: mask={known}"
-        )
-
-
-def _ends(size: Tensor) -> Tensor:
-    last = ops.cast(size - 1, "float32")
-    return ops.stack([ops.zeros_like(last), last])
-
-
-def _steps(size: Tensor) -> Tensor:
-    return ops.cast(ops.arange(size), "float32")
 
 
 def _wider(*dtypes: str) -> str:

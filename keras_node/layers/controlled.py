@@ -47,3 +47,22 @@ def _check_matrix(matrix: Any, width: int, channels: int) -> None:
             f"1))`, here `(batch, {width} * {channels})`. "
             f"Received: {input_checks.described(matrix)}"
         )
+
+
+def state_width(dynamics: keras.layers.Layer, channels: int) -> int:
+    """Finds the width of the state by that of the output of `dynamics`."""
+    try:
+        shape = dynamics.output_shape
+    except AttributeError:  # not called yet
+        try:
+            shape = dynamics.compute_output_shape((None, None))
+        except Exception:  # a layer may raise any kind
+            shape = (None, None)
+    width = shape[-1] if isinstance(shape, tuple) and len(shape) == 2 else None
+    if width and width % channels == 0:
+        return width // channels
+    raise ValueError(
+        "`dynamics` must return a tensor of shape `(batch, h * (channels + 1))`"
+        f", here with {channels} for `channels + 1`. Give `initial` if the "
+        f"width cannot be told. Received: shape {shape}"
+    )

@@ -3,7 +3,6 @@
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_node import backend
@@ -15,13 +14,14 @@ from keras_node.backend import _private
 from keras_node.config import register
 from keras_node.dynamics import precision
 from keras_node.dynamics.layer import LayerDynamics
-from keras_node.dynamics.layer import symbolic_call
+from keras_node.dynamics.layer import build
 from keras_node.integration.solver import Solver
 from keras_node.layers.counted import Counted
 from keras_node.problem import finest_rtol
 from keras_node.problem import methods
 from keras_node.series import cells
 from keras_node.series import inputs as series
+from keras_node.series.kept_states import KeptStates
 from keras_node.series.recurrence import Recurrence
 from keras_node.times import given
 from keras_node.types import Tensor
@@ -178,8 +178,7 @@ class ODERNN(Counted):
         self.autocast = False
         checks.float_dtype("dtype", self.compute_dtype)
         self.supports_masking = True
-        self.states: list | None = None
-        self._time_of_states: Any = None
+        self._kept: KeptStates | None = None  # made when it is built
         self.cell = cells.check("cell", cell)
         self._cell = cells.Cell(self.cell)
         self.dynamics = checks.as_layer("dynamics", dynamics)
@@ -216,42 +215,17 @@ class ODERNN(Counted):
         self._cell.build((batch, *x[2:]))
         dtype, size = self.compute_dtype, self._cell.sizes[0]
         h = keras.KerasTensor((batch, size), dtype=dtype)
-        t = keras.KerasTensor((batch, 1), dtype=dtype)
-
-        def call(inputs):
-            try:
-                return symbolic_call(self.dynamics, inputs)
-            except NotImplementedError:  # Keras cannot infer the shape
-                return h
-
-        inputs = [t, h] if self.time_dependent else h
-        dh = input_checks.call_dynamics("dynamics", call, inputs)
-        input_checks.require_slope("dynamics", dh, h.shape)
+        build(self.dynamics, h, time_dependent=self.time_dependent)
         precision.warn_below(
             finest_rtol(self.solver, self.adjoint), self.dynamics
         )
         if self.stateful:
-            self._add_states(batch)
+            self._kept = KeptStates(self, self.get_initial_state(batch))
 
-    def _add_states(self, batch: int) -> None:
-        """Makes variables of the states, and of their time."""
-        first = [ops.convert_to_numpy(x) for x in self.get_initial_state(batch)]
-        self.states = [
-            self.add_weight(
-                shape=x.shape,
-                initializer=lambda shape, dtype, x=x: ops.cast(x, dtype),
-                trainable=False,
-                name=f"state_{i}",
-            )
-            for i, x in enumerate(first)
-        ]
-        self._time_of_states = self.add_weight(
-            shape=(batch,),
-            initializer=_unknown,
-            dtype=given.widest(),
-            trainable=False,
-            name="time_of_states",
-        )
+    @property
+    def states(self) -> list | None:
+        """Variables that a `stateful` layer keeps its states in, or `None`."""
+        return None if self._kept is None else self._kept.states
 
     def get_initial_state(self, batch_size: Any) -> list[Tensor]:
         """Returns the states that the cell starts with."""
@@ -259,12 +233,8 @@ class ODERNN(Counted):
 
     def reset_state(self) -> None:
         """Forgets the states of a `stateful` layer, and their time."""
-        if self.states is not None:
-            (batch,) = self._time_of_states.shape
-            first = self.get_initial_state(batch)
-            for variable, x in zip(self.states, first, strict=True):
-                variable.assign(ops.cast(x, variable.dtype))
-            self._time_of_states.assign(np.full((batch,), np.nan))
+        if self._kept is not None:
+            self._kept.reset(self.get_initial_state(self._kept.batch))
 
     reset_states = reset_state  # as Keras has it
 
@@ -318,8 +288,8 @@ class ODERNN(Counted):
         if self.stats is not None:
             self.stats.update(result.solution)
         result.solution.check("solve between two steps")
-        if self.stateful:
-            self._keep(result.states, result.time)
+        if self._kept is not None:
+            self._kept.keep(result.states, result.time)
         output = result.outputs if self.return_sequences else result.output
         output = ops.cast(output, self.compute_dtype)
         if not self.return_state:
@@ -336,14 +306,12 @@ class ODERNN(Counted):
                 "`inputs` must be of a known length if the layer is to "
                 f"`unroll`. Received: x of shape {x.shape}"
             )
-        if self.states is not None:
-            (batch,) = self._time_of_states.shape
-            if x.shape[0] not in (None, batch):
-                raise ValueError(
-                    "`inputs` must have the batch size that the `stateful` "
-                    f"layer was built for, {batch}. Received: x of shape "
-                    f"{x.shape}"
-                )
+        kept = self._kept
+        if kept is not None and x.shape[0] not in (None, kept.batch):
+            raise ValueError(
+                "`inputs` must have the batch size that the `stateful` layer "
+                f"was built for, {kept.batch}. Received: x of shape {x.shape}"
+            )
         mask = series.mask_of_observations(mask)
         if mask is not None:
             mask = series.mask("mask", mask, x.shape)
@@ -353,33 +321,24 @@ class ODERNN(Counted):
             series.check_durations("t", times)
         else:
             start = None
-            if self.states is not None and initial_state is None:
+            if kept is not None and initial_state is None:
                 if not self.go_backwards:
-                    start = backend.value(self._time_of_states.value)
+                    start = kept.known_time()
             series.check_order("t", times, mask, start=start)
         return x, times, mask
 
     def _initial(self, initial_state: Any, batch: Any) -> tuple[list, Any]:
         """Finds the initial states and their time, if they have one."""
-        time = None
-        if self.states is not None:
-            # Copies: on PyTorch the variables change in place.
-            time = ops.copy(self._time_of_states.value)
+        states, time = None, None
+        if self._kept is not None:
+            states, time = self._kept.read()
         if initial_state is not None:
             states = self._cell.states("initial_state", initial_state, None)
             time = None if time is None else ops.full_like(time, float("nan"))
-        elif self.states is not None:
-            states = [ops.copy(v.value) for v in self.states]
-        else:
+        elif states is None:
             states = self.get_initial_state(batch)
         states = [ops.convert_to_tensor(x) for x in states]
         return [ops.cast(x, self._cell.dtype) for x in states], time
-
-    def _keep(self, states: list, time: Tensor) -> None:
-        """Keeps the states and their time for the next call."""
-        for variable, x in zip(self.states or [], states, strict=True):
-            variable.assign(ops.stop_gradient(ops.cast(x, variable.dtype)))
-        self._time_of_states.assign(ops.stop_gradient(time))
 
     def compute_output_shape(
         self, inputs_shape: list, initial_state_shape: Any = None
@@ -448,8 +407,3 @@ class ODERNN(Counted):
 
 def _is_symbolic(x: Any) -> bool:
     return isinstance(x, keras.KerasTensor)
-
-
-def _unknown(shape: tuple, dtype: str) -> Tensor:
-    """Initializer of times that are not known."""
-    return ops.full(shape, float("nan"), dtype=dtype)

@@ -140,6 +140,16 @@ def mask(name: str, value: Any, shape: Sequence) -> Any:
     return given.mask_of_call(name, value, columns, batch)
 
 
+def check_padding(name: str, value: Any) -> None:
+    """Refuses a mask that is known to be false before the end of a series."""
+    known = backend.value(value) if ops.is_tensor(value) else value
+    if known is not None and np.any(known[:, 1:] & ~known[:, :-1]):
+        raise ValueError(
+            f"`{name}` must be `False` after the end of a series only; a "
+            f"missing value in between is NaN. Received: {name}={known}"
+        )
+
+
 def mask_of_observations(value: Any) -> Any:
     """Finds the mask in what Keras hands over: one for `x`, one for `t`."""
     if not isinstance(value, (list, tuple)):

@@ -7,8 +7,10 @@ times. At an observation `dX/ds` jumps, unless the times are regular and the
 path is smooth: steps have to end there.
 """
 
+from typing import Any
 from typing import NamedTuple
 
+import numpy as np
 from keras import ops
 
 from keras_node import pytree
@@ -63,6 +65,15 @@ def of_series(x: Tensor, t: Tensor, mask: Tensor | None, method: str) -> Path:
     moved = (t > t[:, :1])[..., None]
     p = ops.where(moved, d[..., :1] * slope, d)
     return Path(start, [d, p], ordered)
+
+
+def course(x: Tensor) -> tuple[Any, Any]:
+    """Finds the span of a path through `(batch, T, ...)`, and all its steps."""
+    size = x.shape[1]
+    if size:
+        return [0.0, size - 1.0], np.arange(float(size))
+    steps = ops.cast(ops.arange(ops.shape(x)[1]), "float32")
+    return ops.stack([steps[0], steps[-1]]), steps
 
 
 def velocity(s: Tensor, segments: list[Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ from keras_node import backend
 from keras_node.adjoints.base import Adjoint
 from keras_node.dynamics import precision
 from keras_node.dynamics.layer import LayerDynamics
+from keras_node.integration.pages import outer
 from keras_node.integration.solution import Solution
 from keras_node.integration.solver import Solver
 from keras_node.series import spans
@@ -67,9 +68,7 @@ class Recurrence(NamedTuple):
         """
         if visible is not None:
             # The gradient of a hidden NaN would be NaN.
-            shown = ops.reshape(
-                visible, (*ops.shape(visible), *(1 for _ in x.shape[2:]))
-            )
+            shown = outer(visible, len(x.shape))
             x = ops.where(shown, x, ops.zeros_like(x))
         if self.go_backwards:
             x = ops.flip(x, axis=1)
@@ -80,11 +79,7 @@ class Recurrence(NamedTuple):
         span = walk(clock, visible)
 
         h = states[0]
-        dtype = keras.backend.standardize_dtype(h.dtype)
-        dtype = precision.of_state(dtype)
-        evolve = Evolution(
-            self.dynamics, ops.cast(h, dtype), self.solver, self.adjoint
-        )
+        evolve = self._evolution(h)
         totals = evolve.nothing()
         if span.lead is not None and (visible is not None or time is not None):
             start, end = span.lead
@@ -111,6 +106,11 @@ class Recurrence(NamedTuple):
             outputs,
             carry.totals.as_solution(carry.states[0]),
         )
+
+    def _evolution(self, h: Tensor) -> Evolution:
+        dtype = keras.backend.standardize_dtype(h.dtype)
+        h = ops.cast(h, precision.of_state(dtype))
+        return Evolution(self.dynamics, h, self.solver, self.adjoint)
 
     def _clock(self, t: Tensor, time: Tensor | None) -> spans.Clock:
         if not self.elapsed:
