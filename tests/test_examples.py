@@ -92,7 +92,7 @@ def test_mnist_compares_the_adjoints(run, tmp_path):
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 
-@slow_on("jax", "tensorflow")
+@slow_on("torch", "tensorflow")
 def test_spiral_learns_and_draws(run, tmp_path):
     stages = (1.0, 0.03, 30), (12.0, 0.003, 8)
     out = run("spiral.py", "--epochs", "1", STAGES=stages)
@@ -102,7 +102,7 @@ def test_spiral_learns_and_draws(run, tmp_path):
     assert (tmp_path / "spiral.png").read_bytes().startswith(b"\x89PNG")
 
 
-@slow_on("jax", "tensorflow")
+@slow_on("torch", "tensorflow")
 def test_two_moons_come_apart(run, tmp_path):
     out = run("two_moons.py", "--epochs", "4")
     assert "20/20" in out
@@ -111,7 +111,7 @@ def test_two_moons_come_apart(run, tmp_path):
     assert (tmp_path / "two_moons.png").read_bytes().startswith(b"\x89PNG")
 
 
-@slow_on("jax", "tensorflow")
+@slow_on("torch", "tensorflow")
 def test_forced_finds_the_physics(run, tmp_path):
     out = run("forced.py", "--epochs", "2", KNOTS=np.linspace(0, 3, 11))
     mass, stiffness = map(float, re.findall(r"(\S+) \(\S+\)", out)[-2:])
@@ -127,7 +127,7 @@ def test_latent_ode_goes_on(run, tmp_path):
     assert (tmp_path / "latent_ode.png").read_bytes().startswith(b"\x89PNG")
 
 
-@slow_on("jax", "tensorflow")
+@slow_on("torch", "tensorflow")
 def test_neural_cde_tells_the_ways_apart(run, tmp_path):
     out = run("neural_cde.py", "--epochs", "2", LENGTH=8)
     assert float(re.findall(r"(\d+\.\d)%", out)[-1]) > 55

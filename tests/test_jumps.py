@@ -8,6 +8,7 @@ from helpers import COMPILED
 from helpers import accurate
 from helpers import compilations
 from helpers import numpy
+from helpers import slow_on
 from helpers import slow_unless
 from keras import layers
 from keras import ops
@@ -197,6 +198,24 @@ def test_the_error_comes_back_to_the_tolerance():
     assert errors[1] < 3 * tolerance
     assert errors[0] > 20 * errors[1]
     assert evals[0] > evals[1]
+
+
+@slow_on("jax", "tensorflow")
+def test_the_order_is_kept():
+    """The error falls along a line, as if nothing jumped."""
+    context = [tensor(x) for x in (Y0[:1], JUMPS[1:2], HEIGHTS[None])]
+    span = (0.0, 5.0)
+    expected = exact(Y0[0], JUMPS[1], span, span[1])
+    found = []
+    for tolerance in (1e-4, 1e-5, 1e-6, 1e-7, 1e-8):
+        made = block(accurate("tsit5", tolerance), t_span=span)
+        solution = made.solve(context, jump_times=JUMPS[1])
+        error = np.max(np.abs(numpy(solution.y1)[0] - expected))
+        found.append((numpy(solution.num_evals), error))
+    evals, errors = np.log(found).T
+    order, _ = line = np.polyfit(evals, errors, 1)
+    assert order < -4.7
+    np.testing.assert_allclose(np.polyval(line, evals), errors, atol=1)
 
 
 def exact_pushed(y0, jumps, heights, t1):
