@@ -197,7 +197,7 @@ def test_unix_seconds_lose_nothing():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def series(n=32, size=6):
+def series(n=32, size=5):
     """Which way round does it turn? Seen at times of its own."""
     random = np.random.default_rng(0)
     t = np.sort(random.uniform(0, 3, (n, size)), axis=1).astype("float32")
@@ -205,7 +205,7 @@ def series(n=32, size=6):
     phase = (2 * y[:, None] - 1) * 2 * t + random.uniform(0, 6, (n, 1))
     x = np.stack([np.cos(phase), np.sin(phase)], -1).astype("float32")
     x[random.random(x.shape) < 0.1] = np.nan
-    mask = np.arange(size) < random.integers(3, size + 1, (n, 1))
+    mask = np.arange(size) < random.integers(2, size + 1, (n, 1))
     return (x, t, mask), y[:, None]
 
 
@@ -229,15 +229,15 @@ def test_a_model_learns_and_is_saved(jit_compile, tmp_path):
     outputs = layers.Dense(1, "sigmoid")(pooled)
     model = keras.Model([x, t, mask], outputs)
     model.compile(
-        keras.optimizers.Adam(0.03),
+        keras.optimizers.Adam(0.05),
         "binary_crossentropy",
         jit_compile=jit_compile,
     )
     stats = keras_node.callbacks.SolverStats()
     losses = model.fit(
-        inputs, y, batch_size=16, epochs=12, verbose=0, callbacks=[stats]
+        inputs, y, batch_size=32, epochs=8, verbose=0, callbacks=[stats]
     ).history["loss"]
-    assert losses[-1] < 0.6 * losses[0], losses
+    assert losses[-1] < 0.7 * losses[0], losses
     path, answer = tmp_path / "model.keras", tmp_path / "answer.npy"
     model.save(path)
     run_python(

@@ -37,6 +37,9 @@ if keras.backend.backend() == "tensorflow":
 
 if keras.backend.backend() == "torch":
     # PyTorch's public tracers see modules, and not the operations below them.
+    from torch._guards import TracingContext as TracingContext
+    from torch._guards import tracing as tracing
+    from torch._subclasses import FakeTensorMode as FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx as make_fx
 
 if keras.backend.backend() == "jax":

@@ -257,7 +257,7 @@ def xor(rng, epochs: int = 50) -> str:
         layers.LSTMCell(64),
         perceptron([64, 64, 64], "tanh"),
         evolve="after",
-        solver=keras_node.solvers.RK4(num_steps=2),
+        solver=keras_node.solvers.RK4(num_steps=1),
         elapsed=True,
     )
     output = linear(64, 1, "sigmoid")(rnn([x, t], mask=mask))

@@ -179,7 +179,10 @@ def _module_of(f: Callable, args: Tree) -> tuple[fx.GraphModule, Any]:
         result, outputs = _flatten(f(optree.tree_unflatten(inputs, given)))
         return result
 
-    module = _private.make_fx(flat)(*(leaves[i].detach() for i in places))
+    # Without a mode to share, each operation would make one.
+    mode = _private.FakeTensorMode()
+    with _private.tracing(_private.TracingContext(mode)):
+        module = _private.make_fx(flat)(*(leaves[i].detach() for i in places))
     return _slim(module), outputs
 
 
