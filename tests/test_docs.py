@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from helpers import slow_on
 
 import keras_node
 from keras_node import adjoints
@@ -47,6 +48,7 @@ def test_every_argument_and_default_is_documented(cls):
         assert eval(default.group(1)) == parameter.default
 
 
+@slow_on("jax")
 @pytest.mark.parametrize(
     "cls",
     [*CLASSES, keras_node.callbacks.SolverStats],

@@ -149,6 +149,7 @@ def test_jumps_of_each_sample_and_all_gradients(solver, adjoint, per_sample):
         )
 
 
+@slow_on("tensorflow")
 def test_a_report_at_a_jump_and_jumps_that_do_nothing():
     """Times outside, twice, at the ends or NaN."""
     nan = np.full((3, 1), np.nan)
@@ -169,6 +170,7 @@ def test_a_report_at_a_jump_and_jumps_that_do_nothing():
     )
 
 
+@slow_on("tensorflow")
 def test_jumps_as_close_as_numbers_are():
     """Short steps between them do not make later steps short."""
     jumps = np.float32(0.5) + np.arange(30, dtype="float32") * 2e-7

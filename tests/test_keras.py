@@ -13,7 +13,6 @@ import pytest
 from helpers import numpy
 from helpers import slow
 from helpers import slow_on
-from helpers import untraced
 from keras import layers
 from keras import ops
 from scipy.linalg import expm
@@ -74,8 +73,7 @@ def test_the_output_has_the_shape_that_is_announced():
         assert spec.shape == (None, *expected)
         assert block.compute_output_shape(inputs.shape) == spec.shape
         assert spec.shape == block(inputs).shape
-        with untraced():
-            out = block(normal(3, *(7 if n is None else n for n in shape)))
+        out = block(normal(3, *(7 if n is None else n for n in shape)))
         known = [7 if n is None else n for n in expected]
         assert tuple(out.shape) == (3, *known)
         assert keras.backend.standardize_dtype(out.dtype) == spec.dtype
@@ -87,8 +85,7 @@ def test_the_output_has_the_shape_that_is_announced():
     assert spec.shape == (None, 3, None, None, 2)
     shapes = [image.shape, time.shape]
     assert block.compute_output_shape(shapes) == image.shape
-    with untraced():
-        out = block([normal(3, 6, 5, 2), normal(3, 1)], t_eval=np.ones(3))
+    out = block([normal(3, 6, 5, 2), normal(3, 1)], t_eval=np.ones(3))
     assert tuple(out.shape) == (3, 3, 6, 5, 2)
 
 
