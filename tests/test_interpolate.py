@@ -154,6 +154,12 @@ def test_inputs_over_time_drive_dynamics(method):
     np.testing.assert_allclose(found, y1, atol=1e-6)
 
 
+def test_a_layer_of_ones_own_takes_series_of_any_length():
+    shapes = (1,), (3,), (None,), (None, 3)
+    inputs = [keras.Input(shape, dtype="float64") for shape in shapes]
+    assert Driven("linear")(inputs).shape == (None, 3)
+
+
 def test_it_is_saved(tmp_path):
     t, ts, u = map(keras.Input, [(1,), (None,), (None, 3)])
     outputs = Interpolate("hermite", derivative=True)([t, ts, u])
