@@ -231,7 +231,7 @@ def test_a_model_learns_and_is_saved(jit_compile, tmp_path):
     outputs = layers.Dense(1, "sigmoid")(pooled)
     model = keras.Model([x, t, mask], outputs)
     model.compile(
-        keras.optimizers.Adam(0.05),
+        keras.optimizers.Adam(0.1),
         "binary_crossentropy",
         jit_compile=jit_compile,
     )
