@@ -51,20 +51,24 @@ def slow_unless(fast: Callable, cases: list) -> list:
     return [case if fast(*case) else slow(*case) for case in cases]
 
 
-def kinds(cases: list) -> list:
-    """All cases; where each is compiled, those of a solver of each kind.
+def is_tested(name: str) -> bool:
+    """Tells whether a solver is tested; one of each kind where it is compiled.
 
-    A case is the name of a solver, or a tuple that begins with it. The others
-    are in the slow group: the code of the solvers is that of PyTorch, too.
+    The code of the others is that of PyTorch, too.
     """
-    if keras.backend.backend() == "torch":
-        return cases
+    of_its_kind = name in ("dormand_prince", "tsit5", "rk4")
+    return of_its_kind or keras.backend.backend() == "torch"
 
+
+def kinds(cases: list) -> list:
+    """All cases, those of solvers that are not tested in the slow group.
+
+    A case is the name of a solver, or a tuple that begins with it.
+    """
     found = []
     for case in cases:
         arguments = case if isinstance(case, tuple) else (case,)
-        fast = arguments[0] in ("dormand_prince", "tsit5", "rk4")
-        found.append(case if fast else slow(*arguments))
+        found.append(case if is_tested(arguments[0]) else slow(*arguments))
     return found
 
 

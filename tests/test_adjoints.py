@@ -14,6 +14,7 @@ from helpers import PER_SAMPLE
 from helpers import accurate
 from helpers import compilations
 from helpers import elapsed
+from helpers import is_tested
 from helpers import kinds
 from helpers import numpy
 from helpers import slow
@@ -232,7 +233,12 @@ def test_the_default_checkpoints_serve_ten_thousand_steps(how):
 
 @pytest.mark.parametrize(
     "solver, adjoint",
-    slow_unless(lambda *pair: pair in ADJOINTS or pair[1] == "discrete", PAIRS),
+    slow_unless(
+        lambda *pair: (
+            pair in ADJOINTS or (is_tested(pair[0]) and pair[1] == "discrete")
+        ),
+        PAIRS,
+    ),
 )
 def test_gradients_flow_through_every_state_reported(solver, adjoint):
     # y = exp(r (t - t0)) y0, with both ends, a repeated and two close times.

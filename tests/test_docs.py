@@ -48,7 +48,7 @@ def test_every_argument_and_default_is_documented(cls):
         assert eval(default.group(1)) == parameter.default
 
 
-@slow_on("jax")
+@slow_on("jax", "tensorflow")
 @pytest.mark.parametrize(
     "cls",
     [*CLASSES, keras_node.callbacks.SolverStats],
