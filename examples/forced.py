@@ -76,13 +76,13 @@ def draw(inputs, truth, fit, friction, title):
     figure, (answer, loss) = plt.subplots(1, 2, **size)
     _, _, (force, *_), (t, *_) = inputs
     answer.plot(KNOTS, force / 4, color="0.75", label="force / 4")
-    v = np.linspace(-2.5, 2.5, 200, dtype="float32")[:, None]
+    v = ops.linspace(-2.5, 2.5, 200)[:, None]
     for f, x, label, style in (
         (friction, fit, "learned", {"color": "tab:blue", "lw": 2.5}),
         (true_friction, truth, "truth", {"color": "k", "ls": "--", "lw": 1}),
     ):
         answer.plot(t, x[0], label=label, **style)
-        loss.plot(v, ops.convert_to_numpy(f(v)), **style)
+        loss.plot(*map(ops.convert_to_numpy, (v, f(v))), **style)
     answer.set(xlabel="time", ylabel="position", title="a force not seen yet")
     answer.legend()
     loss.set(xlabel="velocity", ylabel="friction", title=title)

@@ -50,7 +50,8 @@ def build_model():
 def draw(x, t, beliefs, labels):
     size = {"figsize": (10, 4.5), "layout": "constrained"}
     figure, axes = plt.subplots(2, 3, sharex=True, sharey="row", **size)
-    for i, (above, below) in enumerate(axes.T):
+    rows = [*np.flatnonzero(labels)[:2], *np.flatnonzero(labels == 0)[:1]]
+    for i, (above, below) in zip(rows, axes.T, strict=True):
         for channel, color in enumerate(("tab:orange", "tab:green")):
             above.plot(t[i], x[i, :, channel], ".", color=color)
         below.plot(t[i], beliefs[i], color="tab:blue", lw=2)
