@@ -28,7 +28,7 @@ from keras_node.types import Tree
 # failed. In the order of last use.
 _graphs: collections.OrderedDict = collections.OrderedDict()
 _GRAPHS_AT_MOST = 128
-# Capturing takes as long as some 30 to 50 calls.
+# To capture a step takes as long as to take it some 30 times.
 _CALLS_BEFORE = 30
 _graphs_lock = threading.Lock()
 # PyTorch's tracer has global state: one thread captures at a time, and the
