@@ -27,6 +27,9 @@ import keras_node
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
+if keras.backend.backend() == "jax":
+    import jax
+
 DYNAMICS = ("list", "functional", "subclassed")
 DIGITS = Path(__file__).parent / "data" / "mnist-first-1500.npz"
 
@@ -246,11 +249,9 @@ class Count(keras.layers.Layer):
 
     def call(self, x):
         if keras.backend.backend() == "jax":
-            import jax
-
             # JAX calls this once, and runs what it has seen.
             jax.debug.callback(self.count)
-        else:
+        else:  # where nothing is compiled, every evaluation is a call
             self.count()
         return x
 
@@ -260,10 +261,7 @@ class Count(keras.layers.Layer):
 
 
 def evaluations(args, data):
-    """How often a training step evaluates `f`: forward, and in all.
-
-    Counted where nothing is compiled: there every evaluation is a call.
-    """
+    """How often a training step evaluates `f`: forward, and in all."""
     args = argparse.Namespace(**{**vars(args), "dynamics": "list"})
     dynamics = [Count(), *build_dynamics(args)]
     keras.utils.set_random_seed(args.seed)
@@ -275,8 +273,6 @@ def evaluations(args, data):
         Count.calls = 0
         run(images)
         if keras.backend.backend() == "jax":
-            import jax
-
             jax.effects_barrier()  # what is run later counts, too
         counts.append(Count.calls)
     return counts

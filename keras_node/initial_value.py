@@ -128,7 +128,7 @@ def solve_ivp(
         check_jumps(solver)
         own = own or (jumps is not None and len(jumps.shape) > 1)
     if own:
-        _check_has_batch(y0)
+        _check_has_batch(y0, batch)
     dynamics = FunctionDynamics(fun, args, own)
     tensors = [x for x in tree.flatten(args) if ops.is_tensor(x)]
     field = VectorField(dynamics, tensors, y0)
@@ -190,8 +190,8 @@ def _as_argument(x: Any, dtype: str) -> Any:
     )
 
 
-def _check_has_batch(y0: State) -> None:
-    if _batch(y0) is None:
+def _check_has_batch(y0: State, batch: int | None) -> None:
+    if batch is None:
         raise ValueError(
             "`y0` must have a batch axis, of one size for all of its tensors, "
             "if samples have times or steps of their own. Received: shapes "

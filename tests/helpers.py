@@ -52,16 +52,17 @@ def slow_unless(fast: Callable, cases: list) -> list:
 
 
 def is_tested(name: str) -> bool:
-    """Tells whether a solver is tested; one of each kind where it is compiled.
+    """Tells whether the tests of all solvers run this one.
 
-    The code of the others is that of PyTorch, too.
+    Where each is compiled, they run one of each kind: the code of the others is
+    that of PyTorch, too.
     """
     of_its_kind = name in ("dormand_prince", "tsit5", "rk4")
     return of_its_kind or keras.backend.backend() == "torch"
 
 
 def kinds(cases: list) -> list:
-    """All cases, those of solvers that are not tested in the slow group.
+    """All cases; those of a solver that is not tested are in the slow group.
 
     A case is the name of a solver, or a tuple that begins with it.
     """

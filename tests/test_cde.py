@@ -239,7 +239,7 @@ def test_a_model_learns_and_is_saved(jit_compile, tmp_path):
     losses = model.fit(
         inputs, y, batch_size=32, epochs=8, verbose=0, callbacks=[stats]
     ).history["loss"]
-    assert losses[-1] < 0.7 * losses[0], losses
+    assert losses[-1] < 0.6 * losses[0], losses
     path, answer = tmp_path / "model.keras", tmp_path / "answer.npy"
     model.save(path)
     run_python(

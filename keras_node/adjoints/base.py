@@ -87,7 +87,7 @@ class Adjoint(Config, abc.ABC):
         Returns:
             A `Solution`, differentiable in `y1` and `ys`.
         """
-        reports = s_eval is not None
+        reports, jump = s_eval is not None, jumps is not None
         known = isinstance(t1, float)
 
         def given(inputs, constants):
@@ -115,7 +115,6 @@ class Adjoint(Config, abc.ABC):
             gradients = self._scaled(solve, cotangent)
             return *gradients, _pull_times(solve, cotangent) if moves else ()
 
-        jump = jumps is not None
         span = t0, t1 if known else ()
         key = (self, solver, f, *span, reports, moves, norm, jump)
         times = s_eval if reports else ()

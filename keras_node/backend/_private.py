@@ -36,10 +36,12 @@ if keras.backend.backend() == "tensorflow":
     )
 
 if keras.backend.backend() == "torch":
-    # PyTorch's public tracers see modules, and not the operations below them.
+    # PyTorch has no public way to give a tracer a mode.
     from torch._guards import TracingContext as TracingContext
     from torch._guards import tracing as tracing
     from torch._subclasses import FakeTensorMode as FakeTensorMode
+
+    # PyTorch's public tracers see modules, and not the operations below them.
     from torch.fx.experimental.proxy_tensor import make_fx as make_fx
 
 if keras.backend.backend() == "jax":

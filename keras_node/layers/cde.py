@@ -228,11 +228,11 @@ class CDEBlock(keras.layers.Layer):
         x, t, mask = self._checked(inputs, mask)
         driver = path.of_series(x, t, mask, self.interpolation)
         h = self.start(ops.cast(driver.start, self.compute_dtype))
-        end, steps = path.course(x)
+        span, steps = path.course(x)
         states = self.block(
             [h, *driver.segments],
             t_eval=steps if self.return_sequences else None,
-            t_span=end,
+            t_span=span,
             jump_times=steps,
             training=training,
         )
@@ -249,9 +249,8 @@ class CDEBlock(keras.layers.Layer):
                 f"Received: x={input_checks.described(x)}"
             )
         found = series.times("t", t, x.shape)
-        mask = series.mask_of_observations(mask)
+        mask = series.mask("mask", mask, x.shape)
         if mask is not None:
-            mask = series.mask("mask", mask, x.shape)
             series.check_padding("mask", mask)
         series.check_order("t", found, mask, strictly=True)
         if mask is not None:

@@ -243,10 +243,8 @@ class ODERNN(Counted):
     ) -> Any:
         x, t = series.split("inputs", inputs)
         t = series.times("t", t, x.shape).as_given()
-        mask = series.mask_of_observations(mask)
-        if mask is not None:
-            mask = series.mask("mask", mask, x.shape)
-        elif initial_state is not None and not _is_symbolic(x):
+        mask = series.mask("mask", mask, x.shape)
+        if mask is None and initial_state is not None and not _is_symbolic(x):
             # Keras hands over no mask where there is another tensor.
             mask = _private.mask_of(x)
         for name, value in (("initial_state", initial_state), ("mask", mask)):
@@ -312,9 +310,7 @@ class ODERNN(Counted):
                 "`inputs` must have the batch size that the `stateful` layer "
                 f"was built for, {kept.batch}. Received: x of shape {x.shape}"
             )
-        mask = series.mask_of_observations(mask)
-        if mask is not None:
-            mask = series.mask("mask", mask, x.shape)
+        mask = series.mask("mask", mask, x.shape)
         if initial_state is not None:
             self._cell.states("initial_state", initial_state, x.shape[0])
         if self.elapsed:

@@ -134,7 +134,14 @@ def check_durations(name: str, found: Times) -> None:
 
 
 def mask(name: str, value: Any, shape: Sequence) -> Any:
-    """Checks a mask `(batch, T)`; an array if it is known, or a tensor."""
+    """Checks a mask `(batch, T)`, or one for `x` and one for `t`.
+
+    Returns:
+        An array if it is known, or a tensor; `None` if there is none.
+    """
+    value = mask_of_observations(value)
+    if value is None:
+        return None
     batch, size = tuple(shape)[:2]
     columns = Times(None, keras.KerasTensor((size,)), 0.0)
     return given.mask_of_call(name, value, columns, batch)
