@@ -59,11 +59,12 @@ def solve(
     y0, norm = problem.y0, None
     span, times = problem.span, problem.times
     dtype = keras.backend.standardize_dtype(pytree.leaves(y0)[0].dtype)
-    if carried is not None:
-        f, y0 = carried.field(f), carried.start(y0)
-        # The carried quantity must not affect the steps.
-        norm = pytree.RmsNorm(solver.per_sample, num_parts=1)
     args, frozen = problem.field.params, problem.field.frozen
+    if carried is not None:
+        y0 = carried.start(y0)
+        f, frozen = carried.field(f, frozen)
+        # What is carried must not affect the steps.
+        norm = pytree.RmsNorm(solver.per_sample, num_parts=1)
     extent = extent_of(span, dtype, solver.per_sample)
     moves = _moves(problem)
     fixed = problem.fixed and problem.jumps is None

@@ -130,6 +130,12 @@ def all_finite(y: State, per_sample: bool = False) -> Bool:
     return finite
 
 
+def sample_sums(y: Tensor) -> Tensor:
+    """Sums the entries of each sample of a tensor `(batch, ...)`."""
+    y = y[..., None]  # over no axes PyTorch sums all
+    return ops.sum(y, axis=tuple(range(1, len(y.shape))))
+
+
 def rms_norm(y: State, per_sample: bool = False) -> Scalar:
     """Computes the root mean square of all entries, or of each sample's."""
     squares, size = 0.0, 0

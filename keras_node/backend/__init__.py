@@ -2,9 +2,11 @@
 
 Each framework has one module, with the same functions:
 
-`vjp(f, args, cotangent)`
+`vjps(f, args, cotangents)`
     Evaluates `f(*args)`, where `args` is a tuple of structures of float
-    tensors. Returns the result and the cotangents of `args`.
+    tensors. Returns the result and, for each item of the list `cotangents`,
+    the cotangents of `args`. All can be differentiated again. `vjp` is the
+    same for one cotangent.
 
 `hoist(f, args, identity, closed)`
     Makes arguments of the tensors that `f` reads besides `args`, by closures
@@ -95,7 +97,7 @@ def _hook(name):
     return getattr(_framework, name, getattr(defaults, name))
 
 
-vjp = _framework.vjp
+vjps = _framework.vjps
 hoist = _framework.hoist
 custom_vjp = _framework.custom_vjp
 new_list = _framework.new_list
@@ -115,3 +117,8 @@ jit = _hook("jit")
 with_pullback = _hook("with_pullback")
 keeps_pullbacks = _hook("keeps_pullbacks")
 uncompiled = _hook("uncompiled")
+
+
+def vjp(f, args, cotangent):
+    out, (adj_args,) = vjps(f, args, [cotangent])
+    return out, adj_args

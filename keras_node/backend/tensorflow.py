@@ -17,18 +17,24 @@ from keras_node.types import Tensor
 from keras_node.types import Tree
 
 
-def vjp(f: Callable, args: tuple, cotangent: Tree) -> tuple[Tree, tuple]:
+def vjps(f: Callable, args: tuple, cotangents: list) -> tuple[Tree, list]:
     args = _apart(args)
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
+    with tf.GradientTape(
+        persistent=len(cotangents) > 1, watch_accessed_variables=False
+    ) as tape:
         tape.watch(tree.flatten(args))
         out = f(*args)
-    gradients = tape.gradient(
-        tree.flatten(out),
-        tree.flatten(args),
-        output_gradients=tree.flatten(cotangent),
-        unconnected_gradients=tf.UnconnectedGradients.ZERO,
-    )
-    return out, tree.pack_sequence_as(args, gradients)
+
+    def pull(cotangent):
+        gradients = tape.gradient(
+            tree.flatten(out),
+            tree.flatten(args),
+            output_gradients=tree.flatten(cotangent),
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        return tree.pack_sequence_as(args, gradients)
+
+    return out, list(map(pull, cotangents))
 
 
 def _apart(args: Tree) -> Tree:

@@ -2,6 +2,7 @@
 
 import enum
 import math
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
@@ -79,7 +80,7 @@ class Solution(NamedTuple):
     num_accepted: Tensor  # steps accepted
     status: Tensor  # a `Status`
     ys: State = ()  # the states at t_eval, (T, batch, ...) whatever its shape
-    integral: Tensor = ()  # the kinetic energy of each sample, if asked for
+    integral: Any = ()  # what was carried along, of each sample
     outputs: tuple = ()  # the results of the `outputs` of `Solver.solve`
 
     @property

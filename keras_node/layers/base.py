@@ -125,8 +125,6 @@ class ODELayer(Counted):
         y0, context = input_checks.inputs_to("inputs", inputs, self._num_inputs)
         if t_eval is not None:
             input_checks.unmasked("inputs", y0)
-        for tensor in (y0, *context):
-            input_checks.not_symbolic("inputs", tensor)
         for name, value in (
             ("t_eval", t_eval),
             ("t_span", t_span),
@@ -134,21 +132,45 @@ class ODELayer(Counted):
             ("jump_times", jump_times),
         ):
             input_checks.not_symbolic(name, value)
-        training = input_checks.as_training("training", training)
+        span, *times = self._times(
+            y0.shape, t_eval, t_span, t_eval_mask, jump_times
+        )
+        fixed = span is self._span
+        y0, context = self._prepared(y0, context)
+        return self._solve(
+            y0, context, training, self.carried, span, fixed, *times
+        )
+
+    def _prepared(self, y0: Tensor, context: list) -> tuple[Tensor, list]:
+        """Checks and casts the inputs, and builds the layer if need be."""
+        for tensor in (y0, *context):
+            input_checks.not_symbolic("inputs", tensor)
         if not self.built:
             self.build([tuple(x.shape) for x in (y0, *context)])
         y0, *context = map(_without_mask, (y0, *context))
         y0 = ops.cast(y0, self._state_dtype)
         if self._casts_inputs:
             context = [_cast_floats(u, self.compute_dtype) for u in context]
-        span, times, mask, jumps = self._times(
-            y0.shape, t_eval, t_span, t_eval_mask, jump_times
-        )
+        return y0, context
+
+    def _solve(
+        self,
+        y0: Tensor,
+        context: list,
+        training: bool | None,
+        carried: Any,
+        span: Times,
+        fixed: bool,
+        times: Times | None = None,
+        mask: Any = None,
+        jumps: Times | None = None,
+    ) -> Solution:
+        """Solves a problem of the dynamics: see `Problem`."""
+        training = input_checks.as_training("training", training)
         dynamics = LayerDynamics(self.dynamics, self.time_dependent, training)
         field = VectorField(dynamics, context, y0)
-        fixed = span is self._span
         problem = Problem(field, y0, span, fixed, times, mask, jumps)
-        solution = solve(problem, self.solver, self.adjoint, self.carried)
+        solution = solve(problem, self.solver, self.adjoint, carried)
         field.advance(start_of(span, self._state_dtype), y0)
         return solution
 

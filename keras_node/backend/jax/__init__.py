@@ -27,9 +27,9 @@ from keras_node.types import Tensor
 from keras_node.types import Tree
 
 
-def vjp(f: Callable, args: tuple, cotangent: Tree) -> tuple[Tree, tuple]:
+def vjps(f: Callable, args: tuple, cotangents: list) -> tuple[Tree, list]:
     out, pullback = jax.vjp(f, *args)
-    return out, laid_out(pullback)(cotangent)
+    return out, list(map(laid_out(pullback), cotangents))
 
 
 def hoist(

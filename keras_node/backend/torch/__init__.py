@@ -15,8 +15,8 @@ from keras_node.backend.precisions import EPS_FLOAT32
 from keras_node.backend.precisions import EPS_TF32
 from keras_node.backend.torch.capture import jit as jit
 from keras_node.backend.torch.hoist import hoist as hoist
-from keras_node.backend.torch.pullback import cotangents
 from keras_node.backend.torch.pullback import leaf
+from keras_node.backend.torch.pullback import pull
 from keras_node.backend.torch.pullback import with_pullback as with_pullback
 from keras_node.types import Scalar
 from keras_node.types import Tensor
@@ -36,17 +36,19 @@ def uncompiled(f: Callable) -> Callable:
     return call
 
 
-def vjp(f: Callable, args: tuple, cotangent: Tree) -> tuple[Tree, tuple]:
+def vjps(f: Callable, args: tuple, cotangents: list) -> tuple[Tree, list]:
     if torch.is_grad_enabled():
         # The result may be differentiated again, by `args` and by the tensors
         # that `f` closes over.
         inputs = optree.tree_map(_tracked, args)
         out = f(*inputs)
-        return out, cotangents(out, inputs, cotangent, create_graph=True)
+        return out, [
+            pull(out, inputs, x, create_graph=True) for x in cotangents
+        ]
     inputs = optree.tree_map(leaf, args)
     with torch.enable_grad():
         out = f(*inputs)
-    adj_args = cotangents(out, inputs, cotangent)
+    adj_args = [pull(out, inputs, x) for x in cotangents]
     return optree.tree_map(torch.Tensor.detach, out), adj_args
 
 

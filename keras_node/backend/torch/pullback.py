@@ -9,7 +9,7 @@ import torch
 from keras_node.types import Tree
 
 
-def cotangents(
+def pull(
     outputs: Tree, inputs: Tree, cotangent: Tree, create_graph: bool = False
 ) -> Tree:
     """Pulls `cotangent` of `outputs` back to `inputs`."""
@@ -47,7 +47,7 @@ class Pullback:
         self._inputs = inputs
 
     def __call__(self, cotangent: Tree) -> Tree:
-        return cotangents(self.outputs, self._inputs, cotangent)
+        return pull(self.outputs, self._inputs, cotangent)
 
 
 def with_pullback(f: Callable, ends: Callable, inputs: tuple) -> tuple:
