@@ -158,6 +158,13 @@ def methods(
             f"`adjoint` {adjoint} needs a `solver` that keeps a record of its "
             f"steps: one of {names}. Received: solver={solver}"
         )
+    if adjoint.solves_others and not solver.any_state:
+        names = [k for k, v in adjoints.ALL.items() if not v().solves_others]
+        raise ValueError(
+            f"`solver` {solver} solves for states of its own kind alone, and "
+            f"`adjoint` has it solve for another: use one of {names}, or give "
+            f"the adjoint a solver of its own. Received: adjoint={adjoint}"
+        )
     return solver, adjoint
 
 

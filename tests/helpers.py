@@ -20,6 +20,8 @@ from keras import tree
 from keras_node import adjoints
 from keras_node import solvers
 
+# Those for states of every kind: the others have tests of their own.
+SOLVERS = [name for name, cls in solvers.ALL.items() if cls.any_state]
 ADAPTIVE = [name for name in solvers.ALL if hasattr(solvers.get(name), "rtol")]
 PER_SAMPLE = [
     name for name in ADAPTIVE if "per_sample" in solvers.get(name).get_config()
@@ -27,7 +29,7 @@ PER_SAMPLE = [
 # Every solver with every adjoint that it can go with.
 PAIRS = [
     (solver, adjoint)
-    for solver in solvers.ALL
+    for solver in SOLVERS
     for adjoint in adjoints.ALL
     if solvers.get(solver).keeps_steps or not adjoints.get(adjoint).needs_steps
 ]

@@ -11,6 +11,7 @@ from helpers import ADJOINTS
 from helpers import COMPILED
 from helpers import PAIRS
 from helpers import PER_SAMPLE
+from helpers import SOLVERS
 from helpers import accurate
 from helpers import compilations
 from helpers import elapsed
@@ -88,7 +89,7 @@ def test_gradients_follow_the_tolerance(pair, problem):
 
 @pytest.mark.parametrize(
     "name, adjoint",
-    kinds([(name, "discrete") for name in solvers.ALL])
+    kinds([(name, "discrete") for name in SOLVERS])
     + [("tsit5", "interpolating"), ("tsit5", "gauss")]
     + [slow("bosh3", "interpolating"), slow("bosh3", "gauss")],
 )

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from helpers import ADJOINTS
 from helpers import COVER
+from helpers import SOLVERS
 from helpers import accurate
 from helpers import kinds
 from helpers import numpy
@@ -391,7 +392,7 @@ def test_mixed_precision_trains_as_full_precision_does(solver, adjoint):
     assert float(numpy(model.optimizer.dynamic_scale.value)) == scale / 2
 
 
-@pytest.mark.parametrize("solver", kinds(list(solvers.ALL)))
+@pytest.mark.parametrize("solver", kinds(SOLVERS))
 def test_kinetic_energy_is_the_integral_of_the_squared_slope(solver):
     # y' = -2 y, and so the energy of y0 is y0^2 (1 - e^-4); back in time, for
     # y' = 2 y, the same.

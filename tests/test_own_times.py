@@ -6,6 +6,7 @@ import pytest
 from helpers import ADJOINTS
 from helpers import COMPILED
 from helpers import JITS
+from helpers import SOLVERS
 from helpers import accurate
 from helpers import compilations
 from helpers import numpy
@@ -138,7 +139,7 @@ def test_a_linear_system_and_its_gradients(solver, adjoint, per_sample):
     "solver",
     [
         name if name in ("dormand_prince", "heun") else slow(name)
-        for name in solvers.ALL
+        for name in SOLVERS
     ],
 )
 def test_every_solver_over_spans_of_each_sample(solver):

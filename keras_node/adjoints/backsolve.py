@@ -57,7 +57,7 @@ class BacksolveAdjoint(Adjoint):
             `None` for the solver of the forward pass. Defaults to `None`.
 
     Raises:
-        ValueError: If `solver` is neither.
+        ValueError: If `solver` is neither, or is `Leapfrog`.
 
     Reference:
         - [Chen et al., 2018](https://arxiv.org/abs/1806.07366), appendix B
@@ -70,6 +70,15 @@ class BacksolveAdjoint(Adjoint):
         self.solver = solver
         if solver is not None:
             self.solver = registry.get("solver", solver, {}, Solver)
+            if not self.solver.any_state:
+                raise ValueError(
+                    "`solver` of `BacksolveAdjoint` must be one for any state. "
+                    f"Received: solver={solver}"
+                )
+
+    @property
+    def solves_others(self) -> bool:  # type: ignore[override]
+        return self.solver is None
 
     def outputs(
         self, solver: Solver, jumps: Tensor | None

@@ -29,10 +29,13 @@ from keras_node.types import Tree
 class Adjoint(Config, abc.ABC):
     """Method that computes the gradient of a solve.
 
-    An adjoint that `needs_steps` goes with a solver that `keeps_steps`.
+    An adjoint that `needs_steps` goes with a solver that `keeps_steps`. One
+    that `solves_others` lets the forward solver solve for another state than
+    the forward one, and goes with a solver for `any_state`.
     """
 
     needs_steps: bool = True
+    solves_others: bool = False
 
     def outputs(
         self, solver: Solver, jumps: Tensor | None

@@ -64,6 +64,10 @@ class InterpolatingAdjoint(AlongTrajectoryAdjoint):
 
     _allowed = "adaptive"
 
+    @property
+    def solves_others(self) -> bool:  # type: ignore[override]
+        return self.solver is None
+
     def _allows(self, solver: Solver) -> bool:
         return solver.adaptive
 

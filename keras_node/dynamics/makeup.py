@@ -18,6 +18,7 @@ _OWN = (
     "keras_node.layers.augment",
     "keras_node.layers.controlled",
     "keras_node.layers.gru_ode",
+    "keras_node.layers.hamiltonian",
     "keras_node.layers.interpolate",
     "keras_node.layers.time",
 )

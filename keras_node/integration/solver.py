@@ -26,13 +26,15 @@ class Solver(Config, abc.ABC):
 
     An `adaptive` solver keeps its error in bounds, by `rtol` and `atol`. A
     `per_sample` solver lets each sample have its own steps. A solver that
-    `keeps_steps` has a stepper of its own, and serves every `Output`.
+    `keeps_steps` has a stepper of its own, and serves every `Output`. One of
+    `any_state` does not ask what the entries of the state are.
     """
 
     adaptive: ClassVar[bool] = False
     keeps_steps: ClassVar[bool] = False
     reports_own_times: ClassVar[bool] = True  # of each sample
     stops_at_jumps: ClassVar[bool] = False
+    any_state: ClassVar[bool] = True
     per_sample: bool = False
     max_steps: int
 

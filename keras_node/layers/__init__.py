@@ -3,6 +3,7 @@
 from keras_node.layers.augment import Augment
 from keras_node.layers.cde import CDEBlock
 from keras_node.layers.gru_ode import GRUODE
+from keras_node.layers.hamiltonian import Hamiltonian
 from keras_node.layers.interpolate import Interpolate
 from keras_node.layers.ode_rnn import ODERNN
 from keras_node.layers.time import ConcatSquash
@@ -16,6 +17,7 @@ __all__ = [
     "CDEBlock",
     "ConcatSquash",
     "ConcatTime",
+    "Hamiltonian",
     "Interpolate",
     "fill_missing",
 ]

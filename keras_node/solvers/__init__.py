@@ -11,6 +11,7 @@ from keras_node.solvers.fixed import RK4
 from keras_node.solvers.fixed import Euler
 from keras_node.solvers.fixed import Heun
 from keras_node.solvers.fixed import Midpoint
+from keras_node.solvers.leapfrog import Leapfrog
 from keras_node.solvers.tsit5 import Tsit5
 
 ALL: dict[str, type[Solver]] = {
@@ -22,6 +23,7 @@ ALL: dict[str, type[Solver]] = {
     "midpoint": Midpoint,
     "heun": Heun,
     "rk4": RK4,
+    "leapfrog": Leapfrog,
 }
 
 
