@@ -1,9 +1,12 @@
 """Continuous normalizing flow: densities by an ODE."""
 
+import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_node import checks
@@ -32,9 +35,11 @@ class ContinuousFlow(keras.Model):
         log p(x) = log base(z) + log_det,
         log_det = integral from t0 to t1 of the divergence of dynamics
 
-    `fit(x)` maximizes it. No loss is given to `compile`, and no target to
-    `fit`. The loss is the negative log-density in nats, averaged over the
-    batch.
+    `fit(x)` maximizes it, or `fit([x, condition])`. No loss is given to
+    `compile`, and no target to `fit`. The loss is the negative log-density in
+    nats, averaged over the batch. A data set yields `(x,)`,
+    `([x, condition],)`, or, with weights, `(x, y, sample_weight)` with empty
+    targets `y` of shape `(batch, 0)`.
 
     Args:
         dynamics: A Keras layer or model whose output has the shape of `x`, or
@@ -188,6 +193,7 @@ class ContinuousFlow(keras.Model):
         )
         self.base = _checked_base("base", base)
         self._density = self.base  # at `t1`
+        self._event_shape: tuple = ()  # known when it is built
 
     @property
     def dynamics(self) -> keras.layers.Layer:
@@ -196,10 +202,11 @@ class ContinuousFlow(keras.Model):
 
     def build(self, inputs_shape: tuple | list) -> None:
         self.transport.build(inputs_shape)
+        shape, *_ = input_checks.shapes("inputs", inputs_shape)
+        self._event_shape = tuple(shape[1:])
         if self.base is None:
-            shape, *_ = input_checks.shapes("inputs", inputs_shape)
             seed = self.transport.seed_generator
-            self._density = _StandardNormal(tuple(shape[1:]), seed)
+            self._density = _StandardNormal(self._event_shape, seed)
         self.built = True
 
     def call(
@@ -262,6 +269,12 @@ class ContinuousFlow(keras.Model):
             )
         seeds = {} if seed is None else {"seed": _seed("seed", seed)}
         z = ops.convert_to_tensor(self._density.sample((n,), **seeds))
+        if tuple(z.shape) != (n, *self._event_shape):
+            raise ValueError(
+                "`base` must have a method `sample` that returns a tensor of "
+                f"shape {(n, *self._event_shape)} for the shape `({n},)`. "
+                f"Received: {input_checks.described(z)}"
+            )
         inputs = [z, *self._condition(condition, n)]
         return self.transport(
             inputs if len(inputs) > 1 else z, inverse=True, divergence=None
@@ -301,18 +314,41 @@ class ContinuousFlow(keras.Model):
         training: bool = True,
     ) -> Tensor:
         """Computes the loss: the mean negative log-density, and penalties."""
-        if y is not None or self._compile_loss is not None:
-            raise ValueError(
-                "A flow is fitted to `x` alone, by maximum likelihood: it "
-                "takes no targets `y` and no `loss`. A condition goes with "
-                "`x`, as `[x, condition]`. "
-                f"Received: y={y!r}, loss={self.loss!r}"
-            )
+        _no_targets("y", y)
         losses = -self._log_prob(*y_pred)
         if sample_weight is not None:
             weights = ops.reshape(sample_weight, (-1,))
             losses = losses * ops.cast(weights, losses.dtype)
         return ops.mean(losses) + sum(map(ops.sum, self.losses))
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        given = self._with_targets(super().fit, args, kwargs)
+        return super().fit(*given.args, **given.kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        given = self._with_targets(super().evaluate, args, kwargs)
+        return super().evaluate(*given.args, **given.kwargs)
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        given = self._with_targets(super().train_on_batch, args, kwargs)
+        return super().train_on_batch(*given.args, **given.kwargs)
+
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        given = self._with_targets(super().test_on_batch, args, kwargs)
+        return super().test_on_batch(*given.args, **given.kwargs)
+
+    def _with_targets(
+        self, method: Callable, args: tuple, kwargs: dict
+    ) -> inspect.BoundArguments:
+        """Adds empty targets to weights, which Keras drops without targets."""
+        given = inspect.signature(method).bind(*args, **kwargs)
+        if self._compile_loss is not None:
+            _no_targets("loss", self.loss)
+        _no_targets("y", given.arguments.get("y"))
+        weights = given.arguments.get("sample_weight")
+        if weights is not None and given.arguments.get("y") is None:
+            given.arguments["y"] = np.zeros((len(weights), 0), "float32")
+        return given
 
     def predict_step(self, *args: Any) -> Any:
         found = super().predict_step(*args)
@@ -373,6 +409,16 @@ class _StandardNormal:
     def sample(self, shape: tuple, seed: int | None = None) -> Tensor:
         seed = self._seed if seed is None else seed
         return keras.random.normal((*shape, *self._shape), seed=seed)
+
+
+def _no_targets(name: str, value: Any) -> None:
+    """Refuses a loss, and targets unless they are empty."""
+    if value is not None and 0 not in getattr(value, "shape", ())[1:]:
+        raise ValueError(
+            "A flow is fitted to `x` alone, by maximum likelihood: it takes no "
+            "`loss` and no targets `y`. A condition goes with `x`, as "
+            f"`[x, condition]`. Received: {name}={value!r}"
+        )
 
 
 def _tolerances(

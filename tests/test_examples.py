@@ -112,6 +112,15 @@ def test_two_moons_come_apart(run, tmp_path):
 
 
 @slow_on("torch", "tensorflow")
+def test_flow_learns_a_density(run, tmp_path):
+    out = run("flow.py", "--epochs", "1")
+    assert "100/100" in out
+    found, best = map(float, re.findall(r"(\d\.\d+)", out)[-2:])
+    assert best - 0.05 < found < best + 0.5
+    assert (tmp_path / "flow.png").read_bytes().startswith(b"\x89PNG")
+
+
+@slow_on("torch", "tensorflow")
 def test_forced_finds_the_physics(run, tmp_path):
     out = run("forced.py", "--epochs", "2", KNOTS=np.linspace(0, 3, 11))
     mass, stiffness = map(float, re.findall(r"(\S+) \(\S+\)", out)[-2:])

@@ -191,3 +191,12 @@ def test_torch_convolves_in_full_in_a_solve_and_its_gradient(monkeypatch):
     torch.sum(made.solve(y).y1).backward()
     assert set(seen) == {("forward", "ieee"), ("backward", "ieee")}
     assert conv.fp32_precision == before
+
+
+def test_a_list_of_layers_does_not_round_float64():
+    y, u = (ops.convert_to_tensor([[v]], "float64") for v in (1.0, 1 - 1e-12))
+    made = keras_node.ODEBlock(
+        [layers.Subtract(dtype="float64")], solver="euler", dtype="float64"
+    )
+    moved = numpy(made([y, u]) - y)
+    np.testing.assert_allclose(moved, (1.1**10 - 1) * 1e-12, rtol=1e-2)

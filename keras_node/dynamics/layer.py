@@ -33,6 +33,8 @@ def symbolic_call(layer: keras.layers.Layer, inputs: Tree) -> Tree:
     if not (isinstance(layer, keras.Sequential) and isinstance(inputs, list)):
         return layer(inputs)
     # Keras 3.15 neither builds nor calls a `Sequential` on a list of inputs.
+    # Its layers cast what they compute with; it would round float64, too.
+    layer.autocast = False
     outputs = inputs
     for inner in layer.layers:
         outputs = symbolic_call(inner, outputs)

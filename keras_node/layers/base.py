@@ -153,6 +153,7 @@ class ODELayer(Counted):
             context = [_cast_floats(u, self.compute_dtype) for u in context]
         return y0, context
 
+    @backend.uncompiled
     def _solve(
         self,
         y0: Tensor,
