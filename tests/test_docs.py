@@ -15,7 +15,8 @@ from keras_node import adjoints
 from keras_node import solvers
 
 CLASSES = [keras_node.ODEBlock, *solvers.ALL.values(), *adjoints.ALL.values()]
-CLASSES.append(keras_node.solve_ivp)
+CLASSES += [keras_node.solve_ivp, keras_node.ContinuousFlow]
+CLASSES.append(keras_node.layers.Hamiltonian)
 CLASSES += [keras_node.layers.ODERNN, keras_node.layers.GRUODE]
 CLASSES += [keras_node.layers.CDEBlock, keras_node.layers.Interpolate]
 CLASSES.append(keras_node.layers.fill_missing)
