@@ -197,8 +197,28 @@ class ContinuousFlow(keras.Model):
 
     @property
     def dynamics(self) -> keras.layers.Layer:
-        """The network that the flow follows."""
+        """Network that the flow follows."""
         return self.transport.dynamics
+
+    @property
+    def t_span(self) -> tuple[float, float]:
+        """Times `(t0, t1)` of the data and of the base."""
+        return self.transport.t_span
+
+    @property
+    def time_dependent(self) -> bool:
+        """Flag: `dynamics` is called with the time."""
+        return self.transport.time_dependent
+
+    @property
+    def solver(self) -> Solver:
+        """Solver of the flow."""
+        return self.transport.solver
+
+    @property
+    def adjoint(self) -> Adjoint:
+        """Adjoint that computes the gradients."""
+        return self.transport.adjoint
 
     def build(self, inputs_shape: tuple | list) -> None:
         self.transport.build(inputs_shape)
@@ -285,7 +305,7 @@ class ContinuousFlow(keras.Model):
         if condition is None:
             return []
         condition = ops.convert_to_tensor(condition)
-        rows = condition.shape[0] if condition.shape else 0
+        rows = condition.shape[0] if len(condition.shape) else 0
         if rows not in (1, n):
             raise ValueError(
                 f"`condition` must be a tensor of shape `({n}, ...)`, or "
@@ -359,7 +379,6 @@ class ContinuousFlow(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         serialize = keras.saving.serialize_keras_object
-        block = self.transport
         if self.base is not None and not hasattr(self.base, "get_config"):
             raise ValueError(
                 "A flow is saved with its `base`, which must have a method "
@@ -368,14 +387,14 @@ class ContinuousFlow(keras.Model):
             )
         return {
             **super().get_config(),
-            "dynamics": serialize(block.dynamics),
-            "t_span": list(block.t_span),
+            "dynamics": serialize(self.dynamics),
+            "t_span": list(self.t_span),
             "divergence": self.divergence,
             "num_probes": self.num_probes,
             "noise": self.noise,
-            "time_dependent": block.time_dependent,
-            "solver": serialize(block.solver),
-            "adjoint": serialize(block.adjoint),
+            "time_dependent": self.time_dependent,
+            "solver": serialize(self.solver),
+            "adjoint": serialize(self.adjoint),
             "base": serialize(self.base),
             "seed": self.seed,
             "kinetic_regularizer": self.kinetic_regularizer,

@@ -75,6 +75,13 @@ BAD = {
     "per_sample": FLAGS,
     "time_dependent": FLAGS,
     "kinetic_regularizer": NUMBERS[1:],
+    "jacobian_regularizer": NUMBERS[1:],
+    "divergence": ("trace", "", 1, ["exact"]),
+    "eval_divergence": ("trace", "", 1, ["exact"]),
+    "noise": ("normal", "", 1, ["gaussian"]),
+    "num_probes": COUNTS,
+    "seed": COUNTS[1:],
+    "base": (3, "normal", np.ones(2), object()),
     "method": ("cubic", "", 1, None, ["linear"]),
     "derivative": FLAGS,
     "interpolation": ("previous", "", 1, None, ["linear"]),
@@ -89,6 +96,7 @@ BAD = {
     "axis": (0, 1.0, NAN, "1", True, [1], np.array(1), int),
     "dynamics": NETWORKS,
     "layer": NETWORKS,
+    "potential": NETWORKS,
     "t_span": SPANS,
     "t_eval": (*TIMES, keras.KerasTensor((2,))),
     "solver": (*OBJECTS, solvers.Tsit5, adjoints.BacksolveAdjoint()),
@@ -100,6 +108,7 @@ BAD = {
 # What is bad in one class alone.
 BAD_IN = {
     "ODEBlock": {"dtype": ("int32", "bool", "complex64")},
+    "ContinuousFlow": {"dtype": ("int32", "bool", "complex64")},
     "ODERNN": {
         "dtype": ("int32", "bool", "complex64"),
         "cell": (layers.StackedRNNCells([layers.GRUCell(4)]),),
@@ -108,7 +117,7 @@ BAD_IN = {
         "dtype": ("int32", "bool", "complex64"),
         "solver": ("euler", "rk4", "dormand_prince"),
     },
-    "BacksolveAdjoint": {"solver": ("tsit5",)},
+    "BacksolveAdjoint": {"solver": ("tsit5", solvers.Leapfrog())},
     "InterpolatingAdjoint": {"solver": ("tsit5", solvers.RK4())},
     "GaussAdjoint": {
         "solver": ("tsit5", solvers.RK4(), solvers.DormandPrince())
@@ -238,7 +247,9 @@ def parameters(cls):
         if parameter.kind is parameter.VAR_KEYWORD:
             found |= dict.fromkeys(("name", "dtype", "trainable"), True)
         else:
-            found[parameter.name] = parameter.default is None
+            found[parameter.name] = parameter.default is None or "None" in str(
+                parameter.annotation
+            )
     return found
 
 
@@ -246,6 +257,8 @@ def parameters(cls):
 GIVEN = {
     "ODEBlock": {"dynamics": layers.Dense(4)},
     "CDEBlock": {"dynamics": layers.Dense(4)},
+    "ContinuousFlow": {"dynamics": layers.Dense(4)},
+    "Hamiltonian": {"potential": layers.Dense(1)},
     "ConcatSquash": {"layer": layers.Dense(4)},
     "Augment": {"dims": 2},
     "GRUODE": {"units": 4},

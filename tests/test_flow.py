@@ -46,7 +46,7 @@ def linear(kernel=A, dtype="float64", **kwargs):
     """The flow of `dx/dt = x kernel`."""
     size = len(kernel)
     dense = Product(size, dtype=dtype)
-    kwargs = {"t_span": (0.0, T), "rtol": 1e-9, "atol": 1e-9} | kwargs
+    kwargs = {"t_span": (0.0, T), "rtol": 1e-6, "atol": 1e-6} | kwargs
     flow = ContinuousFlow(dense, time_dependent=False, dtype=dtype, **kwargs)
     flow.build((None, size))
     dense.kernel.assign(ops.convert_to_tensor(kernel, dtype))
@@ -66,21 +66,19 @@ def normal(z):
     return -0.5 * np.sum(z**2 + np.log(2 * np.pi), axis=-1)
 
 
-@pytest.mark.parametrize("t_span", [(0.0, T), (T, 0.0)])
+@pytest.mark.parametrize("t_span", [(0.0, T), slow((T, 0.0))])
 def test_a_linear_flow_is_known(t_span):
     flow = linear(t_span=t_span)
     way = t_span[1] - t_span[0]
     z, log_det = numpy(flow(X))
     exact = X @ expm(way * A)
-    np.testing.assert_allclose(z, exact, atol=1e-7)
+    np.testing.assert_allclose(z, exact, atol=1e-5)
     np.testing.assert_allclose(log_det, way * np.trace(A), rtol=1e-10)
     density = normal(exact) + way * np.trace(A)
-    np.testing.assert_allclose(numpy(flow.log_prob(X)), density, atol=1e-6)
-    np.testing.assert_allclose(
-        flow.predict(X, verbose=0), density, atol=1e-6, rtol=1e-6
-    )
+    np.testing.assert_allclose(numpy(flow.log_prob(X)), density, atol=1e-4)
+    np.testing.assert_allclose(flow.predict(X, verbose=0), density, atol=1e-4)
     x, back = numpy(flow(z, inverse=True))
-    np.testing.assert_allclose(x, X, atol=1e-7)
+    np.testing.assert_allclose(x, X, atol=1e-5)
     np.testing.assert_allclose(back, -log_det, rtol=1e-10)
 
 
@@ -228,7 +226,7 @@ def test_the_penalties_of_a_linear_flow():
         kinetic = np.trapezoid(energy, times) / len(X)
         exact = 0.1 * kinetic + 0.01 * T * np.sum(A**2)
         (loss,) = numpy(flow.losses)
-        np.testing.assert_allclose(loss, exact, rtol=1e-5)
+        np.testing.assert_allclose(loss, exact, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -84,9 +84,10 @@ class _WithDensity(NamedTuple):
             return self.f(t, y, args, frozen)
 
         if isinstance(probes, tuple):
-            dy, trace, frobenius = divergence.exact(slope, y)
+            found = divergence.exact(slope, y, self.jacobian)
         else:
-            dy, trace, frobenius = divergence.hutchinson(slope, y, probes)
+            found = divergence.hutchinson(slope, y, probes, self.jacobian)
+        dy, trace, frobenius = found
         rates = [dy, trace]
         if self.kinetic:
             rates.append(pytree.sample_sums(ops.square(dy)))

@@ -19,15 +19,16 @@ class Divergence(NamedTuple):
 
     slope: Tensor
     trace: Tensor  # (batch,)
-    frobenius: Tensor  # (batch,)
+    frobenius: Tensor | None  # (batch,), if it is asked for
 
 
-def exact(f: Callable, y: Tensor) -> Divergence:
+def exact(f: Callable, y: Tensor, frobenius: bool) -> Divergence:
     """Computes the divergence from every row of the Jacobian.
 
     Args:
         f: The slope of `y`, in which no sample affects another.
         y: Tensor of shape `(batch, ...)`.
+        frobenius: Boolean, whether the norm is asked for.
 
     Returns:
         The `Divergence`.
@@ -37,10 +38,7 @@ def exact(f: Callable, y: Tensor) -> Divergence:
         return _row_by_row(f, y, size)
     units = [_unit(y, i) for i in range(size)]
     slope, rows = backend.vjps(f, (y,), units)
-    pairs = [(row, unit) for (row,), unit in zip(rows, units, strict=True)]
-    trace = sum(_dot(row, unit) for row, unit in pairs)
-    frobenius = sum(_dot(row, row) for row, _ in pairs)
-    return Divergence(slope, trace, frobenius)
+    return _sums(slope, rows, units, frobenius)
 
 
 def _row_by_row(f: Callable, y: Tensor, size: int) -> Divergence:
@@ -57,7 +55,9 @@ def _row_by_row(f: Callable, y: Tensor, size: int) -> Divergence:
     return Divergence(f(y), *sums)
 
 
-def hutchinson(f: Callable, y: Tensor, probes: Tensor) -> Divergence:
+def hutchinson(
+    f: Callable, y: Tensor, probes: Tensor, frobenius: bool
+) -> Divergence:
     """Estimates the divergence by `e^T (df/dy) e`, without bias.
 
     Args:
@@ -65,6 +65,7 @@ def hutchinson(f: Callable, y: Tensor, probes: Tensor) -> Divergence:
         y: Tensor of shape `(batch, ...)`.
         probes: Tensor of shape `(num_probes, batch, ...)`, of independent
             entries of mean 0 and variance 1. The estimates are averaged.
+        frobenius: Boolean, whether the norm is asked for.
 
     Returns:
         The `Divergence`.
@@ -75,10 +76,20 @@ def hutchinson(f: Callable, y: Tensor, probes: Tensor) -> Divergence:
     number = probes.shape[0]
     each = [probes[i] for i in range(number)]
     slope, rows = backend.vjps(f, (y,), each)
-    pairs = [(row, probe) for (row,), probe in zip(rows, each, strict=True)]
-    trace = sum(_dot(row, probe) for row, probe in pairs) / number
-    frobenius = sum(_dot(row, row) for row, _ in pairs) / number
-    return Divergence(slope, trace, frobenius)
+    slope, trace, norm = _sums(slope, rows, each, frobenius)
+    return Divergence(
+        slope, trace / number, None if norm is None else norm / number
+    )
+
+
+def _sums(
+    slope: Tensor, rows: list, vectors: list, frobenius: bool
+) -> Divergence:
+    """Sums the products `e^T J e`, and `|e^T J|^2`, over the vectors `e`."""
+    pairs = [(row, e) for (row,), e in zip(rows, vectors, strict=True)]
+    trace = sum(_dot(row, e) for row, e in pairs)
+    norm = sum(_dot(row, row) for row, _ in pairs) if frobenius else None
+    return Divergence(slope, trace, norm)
 
 
 def _unit(y: Tensor, i: int | Tensor) -> Tensor:
