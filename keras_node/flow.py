@@ -59,12 +59,16 @@ class ContinuousFlow(keras.Model):
             The former has less variance. Defaults to `"rademacher"`.
         time_dependent: Boolean, whether `dynamics` is called with the time.
             Defaults to `True`.
-        solver: A `keras_node.solvers.Solver` or its name. The log-density does
-            not affect its steps. Defaults to `"tsit5"`.
+        solver: A `keras_node.solvers.Solver` or its name. In training, the
+            log-density does not affect its steps. Where the model is not
+            training, its error is kept within the tolerances, too. Defaults
+            to `"tsit5"`.
         adjoint: A `keras_node.adjoints.Adjoint` or its name. Defaults to
             `"discrete"`.
         rtol: Float, relative tolerance for a solver given by its name, or
-            `None` for that solver's default. Defaults to `1e-5`.
+            `None` for that solver's default. At a loose one, training may
+            learn to gain by the errors of the log-density: the loss of
+            `evaluate` then stays behind that of `fit`. Defaults to `1e-5`.
         atol: Float, absolute tolerance for a solver given by its name, or
             `None` for that solver's default. Defaults to `1e-5`.
         base: The density at `t1`: an object with a method `log_prob(z)` that

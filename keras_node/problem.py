@@ -63,8 +63,7 @@ def solve(
     if carried is not None:
         y0 = carried.start(y0)
         f, frozen = carried.field(f, frozen)
-        # What is carried must not affect the steps.
-        norm = pytree.RmsNorm(solver.per_sample, num_parts=1)
+        norm = pytree.RmsNorm(solver.per_sample, carried.num_judged)
     extent = extent_of(span, dtype, solver.per_sample)
     moves = _moves(problem)
     fixed = problem.fixed and problem.jumps is None

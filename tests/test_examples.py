@@ -116,7 +116,7 @@ def test_flow_learns_a_density(run, tmp_path):
     out = run("flow.py", "--epochs", "1")
     assert "100/100" in out
     found, best = map(float, re.findall(r"(\d\.\d+)", out)[-2:])
-    assert best - 0.05 < found < best + 0.5
+    assert best < found < best + 1  # the best Gaussian: 1.09 above
     assert (tmp_path / "flow.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -140,12 +140,42 @@ def test_a_density_sums_to_one_and_has_no_say_in_the_steps():
     back, log_back = numpy(flow(z, inverse=True))
     np.testing.assert_allclose(back, x, atol=1e-3)
     np.testing.assert_allclose(log_back, -log_det, atol=1e-3)
+    # In training the steps are those without the density.
     block = ODEBlock(
         flow.dynamics,
         solver=solvers.Tsit5(rtol=1e-5, atol=1e-5),
         time_dependent=True,
     )
+    z, _ = numpy(flow(x, training=True))
     np.testing.assert_allclose(numpy(block(x)), z, rtol=1e-5, atol=1e-6)
+
+
+def test_the_error_of_a_density_is_within_the_tolerance():
+    # Points that hardly move, with a divergence that changes fast.
+    def made(tolerance):
+        keras.utils.set_random_seed(2)
+        wave = [
+            layers.Dense(16, "tanh", kernel_initializer=wide),
+            layers.Dense(2, kernel_initializer=narrow),
+        ]
+        wide_flow = ContinuousFlow(
+            wave,
+            time_dependent=False,
+            t_span=(0.0, 20.0),
+            rtol=tolerance,
+            atol=tolerance,
+        )
+        wide_flow.build((None, 2))
+        return wide_flow
+
+    wide = keras.initializers.RandomNormal(stddev=8.0, seed=0)
+    narrow = keras.initializers.RandomNormal(stddev=0.02, seed=1)
+    x = X[:, :2].astype("float32")
+    exact = numpy(made(1e-6)(x)[1])
+    flow = made(1e-3)
+    told = np.max(np.abs(numpy(flow(x)[1]) - exact))
+    trained = np.max(np.abs(numpy(flow(x, training=True)[1]) - exact))
+    assert told < trained / 5
 
 
 @pytest.fixture

@@ -2,11 +2,13 @@
 
 Each sample has one value of each, which starts at 0. They are more entries of
 the state, so that every solver and every adjoint supports them. Errors are
-judged by the state alone: it is the same as without them.
+judged by the first `num_judged` parts of the state. If it is 1, the state is
+the same as without them.
 """
 
 import dataclasses
 from typing import Any
+from typing import ClassVar
 from typing import NamedTuple
 
 from keras import ops
@@ -47,6 +49,7 @@ class KineticEnergy:
     """
 
     factor: float
+    num_judged: ClassVar[int] = 1
 
     def start(self, y0: State) -> State:
         """Makes the state at `t0`, with the energy."""
@@ -113,6 +116,8 @@ class LogDensity(NamedTuple):
         penalties: The `Penalties`. Those of factor 0 are left out.
         probes: Tensor of shape `(num_probes, batch, ...)`: see
             `divergence.hutchinson`. `()` for the exact divergence.
+        num_judged: 1, or 2 to keep the error of the log-determinant within
+            the tolerances, too.
 
     Reference:
         - [Chen et al., 2018](https://arxiv.org/abs/1806.07366), theorem 1
@@ -122,6 +127,7 @@ class LogDensity(NamedTuple):
 
     penalties: Penalties
     probes: Tensor | tuple = ()
+    num_judged: int = 1
 
     def start(self, y0: State) -> State:
         """Makes the state at `t0`, with all that is carried."""

@@ -75,7 +75,8 @@ class Transport(ODELayer):
         if divergence is not None:
             probes = () if divergence == "exact" else self._probes(y0)
             penalties = self._penalties if training else Penalties()
-            carried = LogDensity(penalties, probes)
+            # Training can do without; a density that is told cannot.
+            carried = LogDensity(penalties, probes, 1 if training else 2)
         span = self._back if inverse else self._span
         solution = self._solve(y0, context, training, carried, span, True)
         if self.stats is not None:
