@@ -150,32 +150,30 @@ def test_a_density_sums_to_one_and_has_no_say_in_the_steps():
     np.testing.assert_allclose(numpy(block(x)), z, rtol=1e-5, atol=1e-6)
 
 
+class Cosine(layers.Layer):
+    def call(self, x):
+        return problems.cos(x)
+
+
 def test_the_error_of_a_density_is_within_the_tolerance():
-    # Points that hardly move, with a divergence that changes fast.
-    def made(tolerance):
-        keras.utils.set_random_seed(2)
-        wave = [
-            layers.Dense(16, "tanh", kernel_initializer=wide),
-            layers.Dense(2, kernel_initializer=narrow),
-        ]
-        wide_flow = ContinuousFlow(
-            wave,
+    # So far from 0 the points themselves need not be known well.
+    x = 1000 + np.linspace(0, 6, 7)[:, None]
+
+    def log_det(tolerance, **kwargs):
+        flow = ContinuousFlow(
+            Cosine(dtype="float64"),
             time_dependent=False,
-            t_span=(0.0, 20.0),
+            t_span=(0.0, 2.0),
             rtol=tolerance,
             atol=tolerance,
+            dtype="float64",
         )
-        wide_flow.build((None, 2))
-        return wide_flow
+        return numpy(flow(x, **kwargs)[1])
 
-    wide = keras.initializers.RandomNormal(stddev=8.0, seed=0)
-    narrow = keras.initializers.RandomNormal(stddev=0.02, seed=1)
-    x = X[:, :2].astype("float32")
-    exact = numpy(made(1e-6)(x)[1])
-    flow = made(1e-3)
-    told = np.max(np.abs(numpy(flow(x)[1]) - exact))
-    trained = np.max(np.abs(numpy(flow(x, training=True)[1]) - exact))
-    assert told < trained / 5
+    exact = log_det(1e-9)
+    told = np.max(np.abs(log_det(1e-3) - exact))
+    trained = np.max(np.abs(log_det(1e-3, training=True) - exact))
+    assert 4 * told < 4e-3 < trained
 
 
 @pytest.fixture
@@ -317,10 +315,8 @@ def test_training_estimates_and_evaluation_does_not():
         np.testing.assert_allclose(numpy(other[1]), exact, rtol=1e-6)
     flow = linear(eval_divergence="hutchinson", seed=0, rtol=1e-3)
     assert np.max(np.abs(numpy(flow(X)[1]) - exact)) > 0.1
-    found = flow.log_prob(X, divergence="exact") - flow._density.log_prob(
-        flow(X)[0]
-    )
-    np.testing.assert_allclose(numpy(found), exact, rtol=1e-6)
+    _, found = numpy(flow(X, divergence="exact"))
+    np.testing.assert_allclose(found, exact, rtol=1e-6)
 
 
 @slow_on("tensorflow")
